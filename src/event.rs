@@ -1,0 +1,139 @@
+//! The words that leave the machine: an anomaly event and a ledger row, as JSON. Shared by deliver (which sends them) and
+//! review (which receives them); neither knows the other.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of [`Event`]'s layout; receivers ignore unknown fields, so it changes only when a field changes its meaning.
+pub const EVENT_SCHEMA: u32 = 1;
+
+/// The judgement on one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The score is at or below the threshold.
+    Pass,
+    /// The score is above the threshold.
+    Reject,
+    /// The part could not be inspected properly (not located, outside what was taught): a person must look.
+    Unsure,
+    /// The part was there and no verdict was reached in time; counts as a reject.
+    Missed,
+}
+
+impl Verdict {
+    /// The word used in JSON, the database and on screen.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::Reject => "reject",
+            Verdict::Unsure => "unsure",
+            Verdict::Missed => "missed",
+        }
+    }
+    /// Whether the part leaves the machine as an anomaly.
+    pub fn is_anomaly(self) -> bool {
+        self != Verdict::Pass
+    }
+}
+
+/// A connected area of the anomaly map above the threshold. Pixels of the source frame.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Region {
+    pub x: u32,
+    pub y: u32,
+    pub w: u32,
+    pub h: u32,
+    /// Highest map value inside, in the unit of the score.
+    pub score: f32,
+}
+
+/// Pixels of the source frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rect {
+    pub x: u32,
+    pub y: u32,
+    pub w: u32,
+    pub h: u32,
+}
+
+/// Which model package gave the verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelId {
+    pub name: String,
+    pub version: String,
+    /// Hex SHA-256 of the package's model.toml, which carries the checksums of all other files.
+    pub sha256: String,
+}
+
+/// Width and height of the `frame` picture that comes with an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSize {
+    pub width: u32,
+    pub height: u32,
+}
+
+/// One anomaly, as posted to `POST /api/v1/anomalies` in the multipart field `event`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// [`EVENT_SCHEMA`].
+    pub schema: u32,
+    /// UUIDv7; also the idempotency key.
+    pub id: Uuid,
+    pub site: String,
+    pub line: String,
+    /// What the frame came from: the source as configured, without credentials.
+    pub camera: String,
+    /// Part number on this line, without gaps; 0 is the first part of a recording.
+    pub part: u64,
+    /// Sequence number of the inspected frame.
+    pub frame: u64,
+    pub captured_at: Timestamp,
+    /// Seconds between the verdict and this upload attempt; filled in by the uploader.
+    #[serde(default)]
+    pub spooled_s: f64,
+    /// Raw distance from normal, >= 0, unit-less.
+    pub score: f32,
+    /// 1 - p-value of the score among good parts, 0..1.
+    pub confidence: f32,
+    pub threshold: f32,
+    pub verdict: Verdict,
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    #[serde(default)]
+    pub regions: Vec<Region>,
+    pub model: ModelId,
+    /// The device that really ran the network, as the runtime reports it.
+    pub device: String,
+    /// f32 | bf16 | int8.
+    pub precision: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lot: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    pub image: ImageSize,
+    /// Where the inspected part lies in the `frame` picture. The heatmap picture covers the whole `frame` picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_box: Option<Rect>,
+}
+
+/// One part in the ledger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    pub line: String,
+    /// Part number, without gaps per line.
+    pub part: u64,
+    pub frame: u64,
+    pub captured_at: Timestamp,
+    pub verdict: Verdict,
+    pub score: f32,
+    pub confidence: f32,
+    /// Capture to verdict.
+    pub latency_ms: f32,
+    /// `name@version` of the model.
+    pub model: String,
+    /// The anomaly's event id, when the part leaves the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Uuid>,
+}

@@ -1,0 +1,4 @@
+//! linesight: real-time smart-camera inspection.
+
+pub mod error;
+pub mod event;
