@@ -1,4 +1,12 @@
 //! linesight: real-time smart-camera inspection.
 
+pub mod capture;
+pub mod detect;
 pub mod error;
 pub mod event;
+pub mod frame;
+pub mod judge;
+pub mod model;
+pub mod picture;
+pub mod prepare;
+pub mod teach;

@@ -1,0 +1,48 @@
+# The ways to build, try and check linesight. Each target makes what it needs, so any of them works from a fresh clone;
+# `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup build demo test bench lint clean
+
+# In CI the committed Cargo.lock is what is tested; while developing, cargo may bring it up to date.
+CARGO_FLAGS := $(if $(CI),--locked)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install the missing system packages and the OpenVINO runtime
+	@scripts/setup
+
+build: setup ## build the release binary
+	cargo build --release $(CARGO_FLAGS)
+
+demo: build ## teach, inspect and review the bundled sample
+	$(TARGET_DIR)/release/linesight demo
+
+# The models go first: they are checked in seconds, and cargo's summary is what stands last. `cargo test` covers unit,
+# integration and documentation tests, and leaves the benchmarks out.
+test: setup .venv/stamp ## run all tests
+	.venv/bin/python models/make_backbones.py check
+	cargo test $(CARGO_FLAGS)
+
+bench: setup ## run the benchmarks
+	cargo bench $(CARGO_FLAGS)
+
+lint: setup ## check formatting and run clippy, warnings being errors
+	cargo fmt --check
+	cargo clippy --all-targets $(CARGO_FLAGS) -- -D warnings
+
+clean: ## remove what was built; what setup fetched stays
+	cargo clean
+
+# Python is for remaking and checking the bundled models only. The stamp is written last, so that an interrupted
+# installation is made anew.
+.venv/stamp: models/requirements.txt | setup
+	rm -rf .venv
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<
+	touch $@

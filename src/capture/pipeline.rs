@@ -1,0 +1,237 @@
+//! One running GStreamer pipeline: template in, mapped buffers out, messages of the bus turned into errors.
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::frame::PixelFormat;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+use std::path::Path;
+use std::sync::Arc;
+
+const FILE: &str = include_str!("../../pipelines/file.launch");
+const IMAGE: &str = include_str!("../../pipelines/image.launch");
+const URI: &str = include_str!("../../pipelines/uri.launch");
+
+/// How often a waiting pull looks at the bus.
+const BUS_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(100);
+/// A recording may lack this much of its declared length (rounding, edit lists) before it counts as cut off.
+const LENGTH_TOLERANCE: gst::ClockTime = gst::ClockTime::from_mseconds(250);
+
+pub(super) struct Pipeline {
+    pipeline: gst::Pipeline,
+    sink: gst_app::AppSink,
+    bus: gst::Bus,
+    /// What messages call the source.
+    name: String,
+    file_name: Option<Arc<str>>,
+    is_recording: bool,
+    info: Option<(gst::Caps, gst_video::VideoInfo)>,
+    duration: Option<gst::ClockTime>,
+    last_end: Option<gst::ClockTime>,
+    warnings: u64,
+}
+
+impl Pipeline {
+    pub(super) fn file(path: &Path, realtime: bool) -> Result<Self> {
+        let location = path_text(path)?;
+        Self::start(FILE, "{location}", location, path.display().to_string(), None, realtime, true)
+    }
+
+    pub(super) fn image(path: &Path, realtime: bool) -> Result<Self> {
+        let name = path.file_name().map(|n| Arc::from(n.to_string_lossy().as_ref()));
+        Self::start(IMAGE, "{location}", path_text(path)?, path.display().to_string(), name, realtime, false)
+    }
+
+    pub(super) fn uri(uri: &str, realtime: bool) -> Result<Self> {
+        let name = super::Source::Uri(uri.to_owned()).name();
+        Self::start(URI, "{uri}", uri, name, None, realtime, false)
+    }
+
+    fn start(
+        template: &str,
+        key: &str,
+        value: &str,
+        name: String,
+        file_name: Option<Arc<str>>,
+        realtime: bool,
+        is_recording: bool,
+    ) -> Result<Self> {
+        let text: String = template.lines().filter(|l| !l.trim_start().starts_with('#')).collect::<Vec<_>>().join("\n");
+        let text = text.replace(key, &quote(value));
+        let pipeline = gst::parse::launch(&text)
+            .map_err(|e| {
+                Error::new(Kind::Missing, format!("no pipeline can be made for \"{name}\"")).because(e).hint(
+                    "a GStreamer element is missing: install gstreamer1.0-plugins-base, -good and -libav (`make setup` does)",
+                )
+            })?
+            .downcast::<gst::Pipeline>()
+            .map_err(|_| Error::failed(format!("the template for \"{name}\" is not a pipeline")))?;
+        let sink = pipeline
+            .by_name("frames")
+            .and_then(|e| e.downcast::<gst_app::AppSink>().ok())
+            .ok_or_else(|| Error::failed("the pipeline template has no appsink named \"frames\""))?;
+        sink.set_caps(Some(
+            &gst::Caps::builder("video/x-raw").field("format", gst::List::new(PixelFormat::GST_NAMES)).build(),
+        ));
+        sink.set_sync(realtime);
+        let bus = pipeline.bus().ok_or_else(|| Error::failed("the pipeline has no bus"))?;
+        let mut this = Pipeline {
+            pipeline,
+            sink,
+            bus,
+            name,
+            file_name,
+            is_recording,
+            info: None,
+            duration: None,
+            last_end: None,
+            warnings: 0,
+        };
+        if this.pipeline.set_state(gst::State::Playing).is_err() {
+            this.check_bus()?;
+            return Err(Error::failed(format!("the pipeline for \"{}\" does not start", this.name)));
+        }
+        Ok(this)
+    }
+
+    pub(super) fn file_name(&self) -> Option<Arc<str>> {
+        self.file_name.clone()
+    }
+
+    /// Next decoded buffer with its format, or `None` at the end of the stream.
+    pub(super) fn pull(&mut self) -> Result<Option<(gst::Buffer, gst_video::VideoInfo)>> {
+        loop {
+            if let Some(sample) = self.sink.try_pull_sample(BUS_INTERVAL) {
+                let Some(caps) = sample.caps_owned() else {
+                    return Err(Error::failed(format!("a frame of \"{}\" has no format", self.name)));
+                };
+                let info = match &self.info {
+                    Some((known, info)) if *known == caps => info.clone(),
+                    _ => {
+                        let info = gst_video::VideoInfo::from_caps(&caps)
+                            .failed(|| format!("the format of \"{}\" cannot be read: {caps}", self.name))?;
+                        self.info = Some((caps, info.clone()));
+                        self.duration = self.pipeline.query_duration::<gst::ClockTime>();
+                        info
+                    }
+                };
+                let Some(buffer) = sample.buffer_owned() else { continue };
+                if let Some(pts) = buffer.pts() {
+                    let end = pts + buffer.duration().unwrap_or(gst::ClockTime::ZERO);
+                    self.last_end = self.last_end.max(Some(end));
+                }
+                return Ok(Some((buffer, info)));
+            }
+            self.check_bus()?;
+            if self.sink.is_eos() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Checks at the end of the stream that it was all there; returns how often the decoder complained.
+    pub(super) fn finish(&mut self) -> Result<u64> {
+        self.check_bus()?;
+        if self.info.is_none() {
+            return Err(self.no_video());
+        }
+        if self.is_recording
+            && let (Some(duration), Some(end)) = (self.duration, self.last_end)
+            && end + LENGTH_TOLERANCE < duration
+        {
+            return Err(Error::failed(format!(
+                "recording \"{}\" ends early: {:.2} s of {:.2} s could be decoded",
+                self.name,
+                end.mseconds() as f64 / 1e3,
+                duration.mseconds() as f64 / 1e3
+            ))
+            .hint("the file is cut off or damaged; copy it again, or cut it cleanly with another tool"));
+        }
+        Ok(self.warnings)
+    }
+
+    /// Frames that the container declares, once the first frame was seen.
+    pub(super) fn expected_frames(&self) -> Option<u64> {
+        let (_, info) = self.info.as_ref()?;
+        let fps = info.fps();
+        let (n, d) = (fps.numer() as f64, fps.denom() as f64);
+        (n > 0.0 && d > 0.0)
+            .then(|| self.duration.map(|t| (t.nseconds() as f64 * 1e-9 * n / d).round() as u64))
+            .flatten()
+    }
+
+    fn check_bus(&mut self) -> Result<()> {
+        while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error, gst::MessageType::Warning]) {
+            match message.view() {
+                gst::MessageView::Error(e) => {
+                    let element = e.src().map(|s| s.name().to_string()).unwrap_or_default();
+                    if self.info.is_none() && self.has_only_audio() {
+                        return Err(self.no_video());
+                    }
+                    let detail = e.debug().map(|d| d.lines().last().unwrap_or_default().trim().to_owned());
+                    let error = Error::failed(format!(
+                        "\"{}\" cannot be decoded: element \"{element}\" says: {}{}",
+                        self.name,
+                        e.error(),
+                        detail.filter(|d| !d.is_empty()).map(|d| format!(" ({d})")).unwrap_or_default()
+                    ));
+                    return Err(error.hint("check that the file plays with `gst-launch-1.0 playbin uri=file:///...`, that it is complete, and that its codec's plugin is installed (`linesight doctor`)"));
+                }
+                gst::MessageView::Warning(w) => {
+                    self.warnings += 1;
+                    // the first complaint tells the story, the count is in the summary
+                    if self.warnings == 1 {
+                        let element = w.src().map(|s| s.name().to_string()).unwrap_or_default();
+                        tracing::warn!(source = %self.name, element, "decoder complains: {}", w.error());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn no_video(&self) -> Error {
+        Error::failed(format!("\"{}\" has no video stream", self.name))
+            .hint("give a recording or an image; a file with sound only cannot be inspected")
+    }
+
+    /// Whether the decoder found streams and none of them is video.
+    fn has_only_audio(&self) -> bool {
+        let Some(decode) = self.pipeline.by_name("decode").and_then(|e| e.downcast::<gst::Bin>().ok()) else {
+            return false;
+        };
+        let mut streams = Vec::new();
+        for element in decode.iterate_recurse().into_iter().flatten() {
+            for pad in element.src_pads() {
+                if let Some(caps) = pad.current_caps()
+                    && let Some(s) = caps.structure(0)
+                {
+                    streams.push(s.name().to_string());
+                }
+            }
+        }
+        streams.iter().any(|s| s.starts_with("audio/"))
+            && !streams.iter().any(|s| s.starts_with("video/x-raw"))
+            && !streams.iter().any(|s| s.starts_with("video/x-h") || s.starts_with("image/"))
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // stopping cannot be refused in a way that a caller could act on
+        let _ = self.pipeline.set_state(gst::State::Null);
+    }
+}
+
+fn path_text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::usage(format!("path \"{}\" is not valid UTF-8", path.display())).hint("rename the file or its folder")
+    })
+}
+
+/// Quotes a value for gst_parse_launch.
+fn quote(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+}

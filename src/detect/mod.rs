@@ -1,0 +1,8 @@
+//! Detect: OpenVINO runs the backbone asynchronously; the head turns features into an anomaly map and a score.
+
+pub mod backbone;
+pub mod head;
+pub mod runtime;
+
+pub use backbone::{Backbone, Device, Precision, Request};
+pub use head::{AnomalyMap, Head};

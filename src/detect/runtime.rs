@@ -1,0 +1,83 @@
+//! Finds and loads the OpenVINO runtime library. The library is opened once for the process.
+
+use crate::error::{Context, Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Environment variable that names the folder of the runtime's libraries.
+pub const DIR_VARIABLE: &str = "LINESIGHT_OPENVINO_DIR";
+
+/// Folders that are searched, in order; see docs/1-install.md.
+fn places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Some(exe) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
+        places.push(exe.join("openvino"));
+        places.push(exe.join("../lib/linesight"));
+        // a build inside the project: target/<profile>[/deps]/ lies two or three folders below it
+        places.extend(exe.ancestors().skip(1).take(3).map(|p| p.join(".openvino")));
+    }
+    if let Ok(here) = std::env::current_dir() {
+        places.push(here.join(".openvino"));
+    }
+    places.push("/opt/intel/openvino/runtime/lib/intel64".into());
+    if let Ok(opt) = std::fs::read_dir("/opt/intel") {
+        let mut versions: Vec<PathBuf> = opt.flatten().map(|e| e.path().join("runtime/lib/intel64")).collect();
+        versions.sort();
+        places.extend(versions.into_iter().rev());
+    }
+    places.extend(["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
+    places
+}
+
+/// The C library in `dir`: the plain name or the newest versioned one.
+fn library_in(dir: &Path) -> Option<PathBuf> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libopenvino_c.so")))
+        .collect();
+    names.sort();
+    names.pop()
+}
+
+/// Path of the runtime's C library.
+pub fn find() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
+        return library_in(Path::new(&dir)).ok_or_else(|| {
+            Error::missing(format!("{DIR_VARIABLE}=\"{}\" holds no libopenvino_c.so", dir.to_string_lossy()))
+                .hint("point it to the folder with OpenVINO's libraries, or unset it")
+        });
+    }
+    let places = places();
+    places.iter().find_map(|p| library_in(p)).ok_or_else(|| {
+        Error::missing(format!(
+            "the OpenVINO runtime is not found in any of: {}",
+            places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        ))
+        .hint(format!("run `make setup` in the project, or set {DIR_VARIABLE} to the folder with libopenvino_c.so"))
+    })
+}
+
+/// Loads the runtime on the first call; later calls return the same answer.
+pub fn load() -> Result<&'static Path> {
+    static LOADED: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    // finding comes first, so that its error keeps its kind and hint
+    if LOADED.get().is_none() {
+        let path = find()?;
+        LOADED.get_or_init(|| openvino_sys::library::load_from(&path).map(|()| path));
+    }
+    match LOADED.get() {
+        Some(Ok(path)) => Ok(path),
+        Some(Err(e)) => Err(Error::missing("the OpenVINO runtime cannot be loaded")
+            .because(e.clone())
+            .hint("its folder must hold all libraries of one version; `make setup` fetches a complete one")),
+        None => Err(Error::failed("the OpenVINO runtime was not loaded")),
+    }
+}
+
+/// A new OpenVINO core. Each holder has its own, so that device properties are not shared.
+pub fn core() -> Result<openvino::Core> {
+    load()?;
+    openvino::Core::new().missing(|| "OpenVINO cannot be started").map_err(|e| e.hint("run `linesight doctor`"))
+}

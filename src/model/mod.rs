@@ -1,0 +1,317 @@
+//! The model package: a folder with everything a verdict depends on.
+//!
+//! Invariants:
+//! 1. A package is complete or not there: it is written beside its destination and renamed
+//!    (test `tests/bad_input.rs::unwritable_output`).
+//! 2. A package that was changed, cut short or made by a newer version is refused with the file's name
+//!    (test `tests/bad_input.rs`).
+
+mod files;
+
+use crate::detect::{Precision, head};
+use crate::error::{Context, Error, Result};
+use crate::event::ModelId;
+use crate::judge::Calibration;
+use crate::prepare::locate::Locator;
+use crate::prepare::register::Reference;
+use crate::prepare::shrink::{Crop, KERNEL, Size};
+use crate::prepare::{Preparation, Registration, Roi};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Version of the package's layout.
+pub const SCHEMA: u32 = 1;
+const MANIFEST: &str = "model.toml";
+const NORMALITY: &str = "normality.safetensors";
+const CALIBRATION: &str = "calibration.json";
+const MASK: &str = "mask.png";
+
+/// When a frame becomes a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    /// Each frame is a part (image folders, hardware-triggered cameras).
+    Frame,
+    /// A part is found on the belt, followed, and judged once when it crosses the middle of the picture.
+    Presence,
+}
+
+/// `model.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    schema: u32,
+    name: String,
+    version: String,
+    created: Timestamp,
+    kind: String,
+    method: String,
+    precision: Precision,
+    /// The device that ran the network when the model was taught.
+    device: String,
+    threshold: f32,
+    input: Input,
+    backbone: BackboneId,
+    preprocessing: Preprocessing,
+    trigger: Trigger,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    roi: Option<Roi>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    locator: Option<Locator>,
+    reference: Vec<ReferencePart>,
+    files: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    width: u32,
+    height: u32,
+    channels: u32,
+    color: String,
+}
+
+/// Which feature network the model was taught with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneId {
+    pub id: String,
+    pub sha256: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Preprocessing {
+    kernel: String,
+    registration: Registration,
+    match_light: bool,
+    max_shift: f32,
+    /// Cut from each side of a located part before it is shrunk, as a fraction of its size.
+    inset: f32,
+    /// Mean and deviation of the reference picture.
+    reference_mean: f32,
+    reference_deviation: f32,
+}
+
+/// A taught part with the score that the model gave it: the parity check replays it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferencePart {
+    /// File in the package: the network's input as PNG.
+    pub file: String,
+    pub score: f32,
+}
+
+/// A model in memory.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub name: String,
+    pub version: String,
+    pub created: Timestamp,
+    pub method: String,
+    pub precision: Precision,
+    pub device: String,
+    pub backbone: BackboneId,
+    pub trigger: Trigger,
+    pub roi: Option<Roi>,
+    pub locator: Option<Locator>,
+    pub inset: f32,
+    pub preparation: Preparation,
+    pub normality: head::Normality,
+    pub calibration: Calibration,
+    /// Of the anomaly map's size, 0 where the map is ignored.
+    pub mask: Option<Vec<u8>>,
+    /// Network inputs with their scores.
+    pub reference: Vec<(Vec<u8>, f32)>,
+    /// Hex SHA-256 of model.toml; empty for a model that was not saved yet.
+    pub sha256: String,
+}
+
+impl Model {
+    pub fn threshold(&self) -> f32 {
+        self.calibration.threshold
+    }
+
+    /// What events carry.
+    pub fn id(&self) -> ModelId {
+        ModelId { name: self.name.clone(), version: self.version.clone(), sha256: self.sha256.clone() }
+    }
+
+    /// The crop of a part: the whole ROI, or the located box without its rim.
+    pub fn crop_of(&self, part: Crop) -> Crop {
+        if self.trigger == Trigger::Presence { part.inset(self.inset) } else { part }
+    }
+
+    /// Writes the package to `dir`, which must be new, empty, or hold an older model package.
+    pub fn save(&mut self, dir: &Path) -> Result<()> {
+        let staging = files::Staging::new(dir)?;
+        let mut sums = BTreeMap::new();
+        let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
+            sums.insert(name.to_owned(), files::sha256(bytes));
+            staging.write(name, bytes)
+        };
+        put(NORMALITY, &files::normality_bytes(&self.normality, &self.preparation.reference)?)?;
+        let calibration = serde_json::to_vec_pretty(&self.calibration).failed(|| "calibration cannot be written")?;
+        put(CALIBRATION, &calibration)?;
+        if let Some(mask) = &self.mask {
+            put(MASK, &files::gray_png(mask, head::map_size(self.normality.grid))?)?;
+        }
+        let mut reference = Vec::new();
+        for (i, (pixels, score)) in self.reference.iter().enumerate() {
+            let file = format!("reference/{i:02}.png");
+            put(&file, &files::rgb_png(pixels, self.preparation.input)?)?;
+            reference.push(ReferencePart { file, score: *score });
+        }
+        let p = &self.preparation;
+        let manifest = Manifest {
+            schema: SCHEMA,
+            name: self.name.clone(),
+            version: self.version.clone(),
+            created: self.created,
+            kind: "normality".into(),
+            method: self.method.clone(),
+            precision: self.precision,
+            device: self.device.clone(),
+            threshold: self.calibration.threshold,
+            input: Input { width: p.input.width, height: p.input.height, channels: 3, color: "rgb".into() },
+            backbone: self.backbone.clone(),
+            preprocessing: Preprocessing {
+                kernel: KERNEL.into(),
+                registration: p.registration,
+                match_light: p.match_light,
+                max_shift: p.max_shift,
+                inset: self.inset,
+                reference_mean: p.reference.mean,
+                reference_deviation: p.reference.deviation,
+            },
+            trigger: self.trigger,
+            roi: self.roi,
+            locator: self.locator.clone(),
+            reference,
+            files: sums,
+        };
+        let text = toml::to_string_pretty(&manifest).failed(|| "model.toml cannot be written")?;
+        self.sha256 = files::sha256(text.as_bytes());
+        staging.write(MANIFEST, text.as_bytes())?;
+        staging.publish()
+    }
+
+    /// Reads and checks the package in `dir`.
+    pub fn load(dir: &Path) -> Result<Model> {
+        let path = dir.join(MANIFEST);
+        let text = std::fs::read_to_string(&path)
+            .missing(|| format!("model package \"{}\" cannot be read: no readable {MANIFEST}", dir.display()))
+            .map_err(|e| e.hint("give the folder that `linesight teach --out` made"))?;
+        // the schema first: a newer one may have fields that this version does not know
+        let schema = toml::from_str::<toml::Table>(&text)
+            .failed(|| format!("\"{}\" is not valid TOML", path.display()))?
+            .get("schema")
+            .and_then(toml::Value::as_integer);
+        if schema != Some(i64::from(SCHEMA)) {
+            let found = schema.map_or("none".into(), |s| s.to_string());
+            return Err(Error::failed(format!(
+                "model package \"{}\" has schema {found}, this program reads schema {SCHEMA}",
+                dir.display()
+            ))
+            .hint("update linesight, or teach the model again with this version"));
+        }
+        let m: Manifest = toml::from_str(&text).failed(|| format!("\"{}\" is not understood", path.display()))?;
+        let package = files::Package::new(dir, &m.files);
+        let input = Size { width: m.input.width, height: m.input.height };
+        let wanted = crate::detect::backbone::checksum(&m.backbone.id)?;
+        if wanted != m.backbone.sha256 {
+            return Err(Error::failed(format!(
+                "model package \"{}\" was taught with another build of backbone \"{}\"",
+                dir.display(),
+                m.backbone.id
+            ))
+            .hint("teach the model again with this version"));
+        }
+        if m.kind != "normality" || m.preprocessing.kernel != KERNEL {
+            return Err(Error::failed(format!(
+                "model package \"{}\" is of kind \"{}\" with kernel \"{}\"; this program runs kind \"normality\" with kernel \"{KERNEL}\"",
+                dir.display(),
+                m.kind,
+                m.preprocessing.kernel
+            )));
+        }
+        let (normality, luma) =
+            files::parse_normality(&package.read(NORMALITY)?).map_err(|e| package.damaged(NORMALITY, e))?;
+        let calibration: Calibration = serde_json::from_slice(&package.read(CALIBRATION)?)
+            .failed(|| "not the JSON of a calibration")
+            .and_then(|c: Calibration| c.validate().map(|()| c))
+            .map_err(|e| package.damaged(CALIBRATION, e))?;
+        let stride = crate::detect::backbone::STRIDE;
+        let grid = Size { width: input.width / stride, height: input.height / stride };
+        if normality.grid != grid || luma.len() != input.area() {
+            return Err(package.damaged(
+                NORMALITY,
+                Error::failed(format!("its size does not fit the input {}x{}", input.width, input.height)),
+            ));
+        }
+        let mask = match m.files.contains_key(MASK) {
+            true => Some(
+                files::read_gray_png(&package.read(MASK)?, head::map_size(grid))
+                    .map_err(|e| package.damaged(MASK, e))?,
+            ),
+            false => None,
+        };
+        let mut reference = Vec::new();
+        for r in &m.reference {
+            let pixels =
+                files::read_rgb_png(&package.read(&r.file)?, input).map_err(|e| package.damaged(&r.file, e))?;
+            reference.push((pixels, r.score));
+        }
+        if m.trigger == Trigger::Presence && m.locator.is_none() {
+            return Err(Error::failed(format!("model package \"{}\" has no [locator]", dir.display()))
+                .hint("teach the model again with --trigger presence"));
+        }
+        Ok(Model {
+            name: m.name,
+            version: m.version,
+            created: m.created,
+            method: m.method,
+            precision: m.precision,
+            device: m.device,
+            backbone: m.backbone,
+            trigger: m.trigger,
+            roi: m.roi,
+            locator: m.locator,
+            inset: m.preprocessing.inset,
+            preparation: Preparation {
+                input,
+                registration: m.preprocessing.registration,
+                match_light: m.preprocessing.match_light,
+                max_shift: m.preprocessing.max_shift,
+                reference: Reference {
+                    size: input,
+                    luma,
+                    mean: m.preprocessing.reference_mean,
+                    deviation: m.preprocessing.reference_deviation,
+                },
+            },
+            normality,
+            calibration,
+            mask,
+            reference,
+            sha256: files::sha256(text.as_bytes()),
+        })
+    }
+}
+
+/// Default name of a model: its folder's.
+pub fn name_from(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// Refuses a destination that holds something else, before any work is done.
+pub fn check_destination(dir: &Path) -> Result<()> {
+    files::check_destination(dir)
+}
+
+/// Path of the file that names a package.
+pub fn manifest_path(dir: &Path) -> PathBuf {
+    dir.join(MANIFEST)
+}

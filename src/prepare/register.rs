@@ -1,0 +1,141 @@
+//! Registration by shift and photometric matching: what makes a position-wise detector see the same place at the same
+//! grid cell under the same light.
+//!
+//! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma at the model's size against the median teach picture;
+//! the ROI is then cropped again by whole source pixels, so that nothing is interpolated. Photometric: the picture's mean
+//! and standard deviation are matched to the reference's.
+
+use crate::error::{Context, Result};
+use crate::prepare::shrink::Size;
+use opencv::core::{CV_32F, Mat, Point2d};
+use opencv::imgproc;
+use opencv::prelude::*;
+
+/// The median teach picture, against which crops are registered and matched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reference {
+    pub size: Size,
+    /// Luma, `size.area()` bytes.
+    pub luma: Vec<u8>,
+    /// Mean over all pixels and channels of the median RGB picture, 0..255.
+    pub mean: f32,
+    /// Standard deviation over the same.
+    pub deviation: f32,
+}
+
+/// Finds the shift between a crop and the reference. Belongs to one thread.
+pub struct Registrar {
+    window: Mat,
+    reference: Mat,
+    current: Mat,
+    size: Size,
+}
+
+/// A measured displacement, in pixels of the small picture.
+#[derive(Debug, Clone, Copy)]
+pub struct Shift {
+    pub dx: f64,
+    pub dy: f64,
+    /// Peak of the correlation, 0..1; small when the pictures have little in common.
+    pub response: f64,
+}
+
+impl Registrar {
+    pub fn new(reference: &Reference) -> Result<Self> {
+        let size = reference.size;
+        let mut window = Mat::default();
+        imgproc::create_hanning_window(
+            &mut window,
+            opencv::core::Size::new(size.width as i32, size.height as i32),
+            CV_32F,
+        )
+        .failed(|| "registration: no window")?;
+        Ok(Registrar { window, reference: centred(&reference.luma, size)?, current: Mat::default(), size })
+    }
+
+    /// How far the content of `luma` lies from where the reference has it: positive `dx` means further right.
+    pub fn measure(&mut self, luma: &[u8]) -> Result<Shift> {
+        self.current = centred(luma, self.size)?;
+        let mut response = 0.0;
+        let Point2d { x, y } =
+            imgproc::phase_correlate(&self.reference, &self.current, &self.window, Some(&mut response))
+                .failed(|| "registration: phase correlation")?;
+        Ok(Shift { dx: x, dy: y, response })
+    }
+}
+
+fn centred(luma: &[u8], size: Size) -> Result<Mat> {
+    let mean = luma.iter().map(|&v| u64::from(v)).sum::<u64>() as f64 / luma.len().max(1) as f64;
+    let from = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, luma)
+        .failed(|| "registration: picture size")?;
+    let mut to = Mat::default();
+    from.convert_to(&mut to, CV_32F, 1.0, -mean).failed(|| "registration: conversion")?;
+    Ok(to)
+}
+
+/// Mean and standard deviation over all bytes of a picture.
+pub fn statistics(pixels: &[u8]) -> (f32, f32) {
+    let (mut sum, mut squares) = (0u64, 0u64);
+    for block in pixels.chunks(4096) {
+        let (mut s, mut q) = (0u32, 0u32);
+        for &v in block {
+            s += u32::from(v);
+            q += u32::from(v) * u32::from(v);
+        }
+        sum += u64::from(s);
+        squares += u64::from(q);
+    }
+    let n = pixels.len().max(1) as f64;
+    let mean = sum as f64 / n;
+    (mean as f32, (squares as f64 / n - mean * mean).max(0.0).sqrt() as f32)
+}
+
+/// Gives `pixels` the reference's mean and standard deviation.
+pub fn match_light(pixels: &mut [u8], reference: &Reference) {
+    let (mean, deviation) = statistics(pixels);
+    let gain = reference.deviation / (deviation + 1e-3);
+    let mut table = [0u8; 256];
+    for (i, t) in table.iter_mut().enumerate() {
+        *t = ((i as f32 - mean) * gain + reference.mean).round().clamp(0.0, 255.0) as u8;
+    }
+    for p in pixels {
+        *p = table[*p as usize];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(size: Size, dx: i32, dy: i32) -> Vec<u8> {
+        let mut luma = vec![40; size.area()];
+        for (x, y, w, h) in [(30, 20, 25, 9), (60, 50, 12, 30), (20, 70, 40, 6)] {
+            for yy in y + dy..y + dy + h {
+                for xx in x + dx..x + dx + w {
+                    luma[(yy * size.width as i32 + xx) as usize] = 200;
+                }
+            }
+        }
+        luma
+    }
+
+    #[test]
+    fn the_sign_of_a_shift_is_the_direction_the_part_moved() {
+        let size = Size { width: 112, height: 112 };
+        let reference = Reference { size, luma: picture(size, 0, 0), mean: 0.0, deviation: 1.0 };
+        let mut r = Registrar::new(&reference).unwrap();
+        let s = r.measure(&picture(size, 5, -3)).unwrap();
+        assert!((s.dx - 5.0).abs() < 0.3 && (s.dy + 3.0).abs() < 0.3, "{s:?}");
+        assert!(s.response > 0.3, "{s:?}");
+    }
+
+    #[test]
+    fn light_is_matched_to_the_reference() {
+        let size = Size { width: 16, height: 16 };
+        let reference = Reference { size, luma: vec![0; 256], mean: 120.0, deviation: 30.0 };
+        let mut pixels: Vec<u8> = (0..768u32).map(|i| 60 + (i * 37 % 50) as u8).collect();
+        match_light(&mut pixels, &reference);
+        let (mean, deviation) = statistics(&pixels);
+        assert!((mean - 120.0).abs() < 0.6 && (deviation - 30.0).abs() < 0.6, "{mean} {deviation}");
+    }
+}

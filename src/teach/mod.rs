@@ -1,0 +1,380 @@
+//! Teach: good parts in, a calibrated model out. No defects are needed.
+//!
+//! Recording or images -> parts (whole frames, or located and followed over the belt) -> reference picture and registration
+//! -> features -> normality model, 5-fold held-out scores -> threshold for the wanted false-reject rate.
+
+pub mod fit;
+mod parts;
+mod reference;
+
+use crate::capture::Source;
+use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};
+use crate::detect::head::map_size;
+use crate::detect::{Device, Head, Precision};
+use crate::error::{Context, Error, Result};
+use crate::judge::Calibration;
+use crate::judge::calibration::{MIN_PARTS, too_few};
+use crate::model::{BackboneId, Model, Trigger};
+use crate::prepare::shrink::{Crop, Size};
+use crate::prepare::{Preparation, Preparer, Registration, Roi};
+use fit::Features;
+use jiff::Timestamp;
+use parts::Part;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Folds of the held-out calibration.
+const FOLDS: usize = 5;
+/// A held-out score this many robust deviations above the median marks a part that is not like the others ...
+const OUTLIER_DEVIATIONS: f32 = 10.0;
+/// ... if it is also this many times the median.
+const OUTLIER_RATIO: f32 = 1.6;
+/// Cut from each side of a located part, as a fraction of its size: registration leaves up to two pixels, which would let
+/// a sliver of belt in.
+const PRESENCE_INSET: f32 = 14.0 / 420.0;
+/// Largest shift that registration may apply, as a fraction of the crop's size.
+const MAX_SHIFT: f32 = 24.0 / 420.0;
+/// Taught parts kept in the package for the parity check.
+const REFERENCE_PARTS: usize = 4;
+
+/// How registration is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RegistrationChoice {
+    /// `shift` if it brings the good parts measurably closer to each other, else `none`.
+    Auto,
+    None,
+    Shift,
+}
+
+/// How much is spent on a part: the network's input has about this many pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// 224 x 224 pixels.
+    Fast,
+    /// 256 x 256 pixels.
+    Balanced,
+    /// 320 x 320 pixels.
+    Accurate,
+}
+
+impl Variant {
+    fn side(self) -> f64 {
+        match self {
+            Variant::Fast => 224.0,
+            Variant::Balanced => 256.0,
+            Variant::Accurate => 320.0,
+        }
+    }
+}
+
+/// What to teach.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub good: Vec<Source>,
+    pub name: String,
+    pub trigger: Trigger,
+    pub roi: Option<Roi>,
+    /// A PNG over the part (or over the ROI when each frame is a part): black is not judged.
+    pub mask: Option<PathBuf>,
+    pub registration: RegistrationChoice,
+    pub variant: Variant,
+    pub precision: Precision,
+    pub device: Device,
+    pub allow_fallback: bool,
+    pub false_reject_rate: f64,
+}
+
+/// What teaching found; `teach --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub name: String,
+    pub parts: usize,
+    /// Parts that are wildly different from the others and were left out.
+    pub left_out: Vec<String>,
+    pub trigger: Trigger,
+    pub method: String,
+    pub registration: Registration,
+    /// Mean absolute difference from the median picture before and after registration, grey levels.
+    pub spread_before: f32,
+    pub spread_after: f32,
+    pub input: Size,
+    pub backbone: String,
+    pub device: String,
+    pub precision: Precision,
+    pub threshold: f32,
+    pub held_out_mean: f64,
+    pub held_out_deviation: f64,
+    pub held_out_max: f32,
+    pub expected_false_reject_rate: f64,
+    pub guaranteed_false_reject_rate: f64,
+    pub parts_for_guarantee: u64,
+    pub stages_s: StageSeconds,
+    pub teach_s: f64,
+}
+
+/// Wall seconds of the stages of teaching.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StageSeconds {
+    pub collect: f64,
+    pub reference: f64,
+    pub features: f64,
+    pub fit: f64,
+}
+
+/// Called with a stage's name, what is done and what there is to do, where known.
+pub type Progress<'a> = &'a dyn Fn(&str, u64, Option<u64>);
+
+/// Teaches a model.
+pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report)> {
+    let start = Instant::now();
+    let mut stages = StageSeconds::default();
+    let mut lap = Instant::now();
+    let mut next = |stage: &mut f64| {
+        *stage = lap.elapsed().as_secs_f64();
+        lap = Instant::now();
+    };
+    // a missing runtime should not be found out after minutes of decoding
+    crate::detect::runtime::load()?;
+
+    let collected = parts::collect(options, progress)?;
+    let (locator, mut parts) = (collected.locator, collected.parts);
+    if parts.len() < MIN_PARTS {
+        return Err(too_few(parts.len()));
+    }
+    let inset = if options.trigger == Trigger::Presence { PRESENCE_INSET } else { 0.0 };
+    for part in &mut parts {
+        part.crop = part.crop.inset(inset);
+    }
+    let input = input_size(&parts, options.variant);
+    next(&mut stages.collect);
+
+    progress("reference", 0, None);
+    let reference = reference::build(&parts, input, options.registration, MAX_SHIFT)?;
+    let preparation = Preparation {
+        input,
+        registration: reference.registration,
+        match_light: true,
+        max_shift: MAX_SHIFT,
+        reference: reference.picture,
+    };
+    next(&mut stages.reference);
+
+    let mut backbone = Backbone::compile(&BackboneOptions {
+        backbone: backbone::DEFAULT_BACKBONE.into(),
+        input,
+        device: options.device.clone(),
+        precision: options.precision,
+        allow_fallback: options.allow_fallback,
+        throughput: true,
+    })?;
+    let mut features = extract(&mut backbone, &preparation, &parts, progress)?;
+    next(&mut stages.features);
+
+    progress("fit", 0, None);
+    let mask = options.mask.as_deref().map(|p| load_mask(p, &parts, map_size(backbone.grid()))).transpose()?;
+    let (mut scores, left_out) = held_out_scores(&features, mask.as_deref(), &parts)?;
+    if !left_out.is_empty() {
+        let keep: Vec<bool> = (0..parts.len()).map(|i| !left_out.contains(&i)).collect();
+        for &i in &left_out {
+            tracing::warn!(
+                "good part {} is wildly different from the others (score {:.1}, median {:.1}): it is left out",
+                parts[i].label,
+                scores[i],
+                median(&scores)
+            );
+        }
+        let mut k = keep.iter();
+        features.parts.retain(|_| *k.next().unwrap_or(&true));
+        if features.parts.len() < MIN_PARTS {
+            return Err(too_few(features.parts.len()));
+        }
+        scores = held_out_scores(&features, mask.as_deref(), &[])?.0;
+    }
+    let left_out_names: Vec<String> = left_out.iter().map(|&i| parts[i].label.clone()).collect();
+    let method = "position-wise low-rank Gaussian (ppca)";
+    let n = features.parts.len();
+    let calibration = Calibration::new(
+        scores,
+        options.false_reject_rate,
+        format!(
+            "{} contiguous folds of {n} good parts, refitted without the fold; Student t prediction tail",
+            FOLDS.min(n)
+        ),
+    )?;
+    let normality = fit::fit(&features, &(0..n).collect::<Vec<_>>());
+    normality.validate()?;
+    next(&mut stages.fit);
+
+    let mut model = Model {
+        name: options.name.clone(),
+        version: "1".into(),
+        created: Timestamp::now(),
+        method: "ppca".into(),
+        precision: options.precision,
+        device: backbone.device().to_owned(),
+        backbone: BackboneId {
+            id: backbone::DEFAULT_BACKBONE.into(),
+            sha256: backbone::checksum(backbone::DEFAULT_BACKBONE)?,
+        },
+        trigger: options.trigger,
+        roi: options.roi,
+        locator,
+        inset,
+        preparation,
+        normality,
+        calibration,
+        mask,
+        reference: Vec::new(),
+        sha256: String::new(),
+    };
+    model.reference = reference_parts(&model, &mut backbone, &parts, &left_out)?;
+    let c = &model.calibration;
+    let report = Report {
+        name: model.name.clone(),
+        parts: n,
+        left_out: left_out_names,
+        trigger: options.trigger,
+        method: method.into(),
+        registration: model.preparation.registration,
+        spread_before: reference.spread_before,
+        spread_after: reference.spread_after,
+        input,
+        backbone: model.backbone.id.clone(),
+        device: model.device.clone(),
+        precision: options.precision,
+        threshold: c.threshold,
+        held_out_mean: c.mean,
+        held_out_deviation: c.deviation,
+        held_out_max: c.scores.last().copied().unwrap_or_default(),
+        expected_false_reject_rate: c.expected_false_reject_rate,
+        guaranteed_false_reject_rate: c.guaranteed_false_reject_rate,
+        parts_for_guarantee: c.parts_for_guarantee,
+        stages_s: stages,
+        teach_s: start.elapsed().as_secs_f64(),
+    };
+    Ok((model, report))
+}
+
+/// Input of about the variant's area with the parts' aspect, in multiples of the network's deepest stride.
+fn input_size(parts: &[Part], variant: Variant) -> Size {
+    let median = |f: &dyn Fn(&Crop) -> u32| {
+        let mut v: Vec<u32> = parts.iter().map(|p| f(&p.crop)).collect();
+        v.sort_unstable();
+        f64::from(v[v.len() / 2].max(1))
+    };
+    let aspect = (median(&|c| c.width) / median(&|c| c.height)).clamp(0.125, 8.0);
+    let m = f64::from(backbone::INPUT_MULTIPLE);
+    let side = |length: f64| ((length / m).round().max(2.0) * m) as u32;
+    Size { width: side(variant.side() * aspect.sqrt()), height: side(variant.side() / aspect.sqrt()) }
+}
+
+/// Runs the network over all parts, several in flight.
+fn extract(backbone: &mut Backbone, p: &Preparation, parts: &[Part], progress: Progress<'_>) -> Result<Features> {
+    let mut preparer = Preparer::new(p)?;
+    let mut free = (0..backbone.pool_size()).map(|_| backbone.request()).collect::<Result<Vec<_>>>()?;
+    let mut running = VecDeque::new();
+    let mut out = Vec::with_capacity(parts.len());
+    for (i, part) in parts.iter().enumerate() {
+        let mut request = match free.pop() {
+            Some(r) => r,
+            None => {
+                let mut r: backbone::Request =
+                    running.pop_front().ok_or_else(|| Error::failed("the device offers no inference request"))?;
+                out.push(r.wait()?.to_vec());
+                r
+            }
+        };
+        preparer.prepare(p, &part.frame, part.crop, request.input()?)?;
+        request.start()?;
+        running.push_back(request);
+        progress("features", i as u64 + 1, Some(parts.len() as u64));
+    }
+    for mut r in running {
+        out.push(r.wait()?.to_vec());
+    }
+    Ok(Features { grid: backbone.grid(), channels: backbone.channels(), parts: out })
+}
+
+/// Held-out scores in the order of the parts, and which parts are wildly different.
+fn held_out_scores(features: &Features, mask: Option<&[u8]>, parts: &[Part]) -> Result<(Vec<f32>, Vec<usize>)> {
+    let distances = fit::held_out(features, &fit::folds(features.parts.len(), FOLDS));
+    let mut head = Head::new(features.grid);
+    let scores = distances.iter().map(|d| head.smooth(d, mask).map(|m| m.max())).collect::<Result<Vec<f32>>>()?;
+    let middle = median(&scores);
+    let spread = 1.4826 * median(&scores.iter().map(|s| (s - middle).abs()).collect::<Vec<_>>());
+    let strange = |&i: &usize| {
+        scores[i] > middle + OUTLIER_DEVIATIONS * spread && scores[i] > OUTLIER_RATIO * middle && i < parts.len()
+    };
+    let left_out = (0..scores.len()).filter(strange).collect();
+    Ok((scores, left_out))
+}
+
+fn median(values: &[f32]) -> f32 {
+    let mut v = values.to_vec();
+    v.sort_by(f32::total_cmp);
+    v.get(v.len() / 2).copied().unwrap_or_default()
+}
+
+/// A few taught parts with the scores that the finished model gives them.
+fn reference_parts(
+    model: &Model,
+    backbone: &mut Backbone,
+    parts: &[Part],
+    left_out: &[usize],
+) -> Result<Vec<(Vec<u8>, f32)>> {
+    let kept: Vec<&Part> = (0..parts.len()).filter(|i| !left_out.contains(i)).map(|i| &parts[i]).collect();
+    let mut preparer = Preparer::new(&model.preparation)?;
+    let mut request = backbone.request()?;
+    let mut head = Head::new(model.normality.grid);
+    let step = (kept.len() / REFERENCE_PARTS).max(1);
+    kept.iter()
+        .step_by(step)
+        .take(REFERENCE_PARTS)
+        .map(|part| {
+            let pixels = request.input()?;
+            preparer.prepare(&model.preparation, &part.frame, part.crop, pixels)?;
+            let pixels = pixels.to_vec();
+            request.start()?;
+            let map = head.map(&model.normality, request.wait()?, model.mask.as_deref())?;
+            Ok((pixels, map.max()))
+        })
+        .collect()
+}
+
+/// The user's mask at the map's size.
+fn load_mask(path: &std::path::Path, parts: &[Part], size: Size) -> Result<Vec<u8>> {
+    let name = path.display();
+    let bytes = std::fs::read(path).missing(|| format!("mask \"{name}\" cannot be read"))?;
+    let image = image::load_from_memory(&bytes)
+        .usage(|| format!("mask \"{name}\" is not a picture"))
+        .map_err(|e| e.hint("give a PNG: white where parts are judged, black where they are not"))?;
+    let crop = parts[0].crop;
+    let (have, want) =
+        (f64::from(image.width()) / f64::from(image.height()), f64::from(crop.width) / f64::from(crop.height));
+    if (have / want - 1.0).abs() > 0.05 {
+        return Err(Error::usage(format!(
+            "mask \"{name}\" is {}x{}, the judged area is {}x{}",
+            image.width(),
+            image.height(),
+            crop.width,
+            crop.height
+        ))
+        .hint("the mask must have the shape of the judged area"));
+    }
+    let mask = image
+        .resize_exact(size.width, size.height, image::imageops::FilterType::Triangle)
+        .into_luma8()
+        .into_raw()
+        .into_iter()
+        .map(|v| if v >= 128 { 255 } else { 0 })
+        .collect::<Vec<u8>>();
+    if mask.iter().all(|&v| v == 0) {
+        return Err(Error::usage(format!("mask \"{name}\" is black everywhere: nothing would be judged"))
+            .hint("white marks what is judged"));
+    }
+    Ok(mask)
+}

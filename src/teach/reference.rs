@@ -1,0 +1,114 @@
+//! The reference picture (median of the good parts) and the choice of registration.
+
+use super::RegistrationChoice;
+use super::parts::Part;
+use crate::error::Result;
+use crate::prepare::register::{Reference, statistics};
+use crate::prepare::shrink::{Shrinker, Size};
+use crate::prepare::{Preparation, Preparer, Registration};
+use rayon::prelude::*;
+
+/// Registration must bring parts this much closer to their median to be worth its time.
+const WORTHWHILE: f32 = 0.95;
+
+pub(super) struct Built {
+    pub picture: Reference,
+    pub registration: Registration,
+    pub spread_before: f32,
+    pub spread_after: f32,
+}
+
+pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_shift: f32) -> Result<Built> {
+    let plain = pictures(parts, size, None)?;
+    let picture = reference(&plain, size);
+    let spread_before = spread(&plain, &picture);
+    if choice == RegistrationChoice::None {
+        return Ok(Built { picture, registration: Registration::None, spread_before, spread_after: spread_before });
+    }
+    // registered to the plain median first, then to the sharper median of the registered parts
+    let mut shifted = picture.clone();
+    let mut spread_after = spread_before;
+    for _ in 0..2 {
+        let p = Preparation {
+            input: size,
+            registration: Registration::Shift,
+            match_light: false,
+            max_shift,
+            reference: shifted,
+        };
+        let registered = pictures(parts, size, Some(&p))?;
+        shifted = reference(&registered, size);
+        spread_after = spread(&registered, &shifted);
+    }
+    let registration = match choice {
+        RegistrationChoice::Auto if spread_after > WORTHWHILE * spread_before => Registration::None,
+        _ => Registration::Shift,
+    };
+    let picture = if registration == Registration::Shift { shifted } else { picture };
+    Ok(Built { picture, registration, spread_before, spread_after })
+}
+
+/// RGB and luma of each part.
+fn pictures(parts: &[Part], size: Size, p: Option<&Preparation>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    parts
+        .par_iter()
+        .map_init(
+            || (p.map(Preparer::new), Shrinker::new()),
+            |(preparer, shrinker), part| {
+                let mut rgb = vec![0; size.area() * 3];
+                let crop = match (p, preparer) {
+                    (Some(p), Some(Ok(preparer))) => preparer.prepare(p, &part.frame, part.crop, &mut rgb)?.crop,
+                    (Some(p), _) => Preparer::new(p)?.prepare(p, &part.frame, part.crop, &mut rgb)?.crop,
+                    (None, _) => {
+                        shrinker.rgb(&part.frame, part.crop, size, &mut rgb)?;
+                        part.crop
+                    }
+                };
+                let mut luma = vec![0; size.area()];
+                shrinker.luma(&part.frame, crop, size, &mut luma)?;
+                Ok((rgb, luma))
+            },
+        )
+        .collect()
+}
+
+fn reference(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Reference {
+    let median = |n: usize, get: &(dyn Fn(usize, usize) -> u8 + Sync)| -> Vec<u8> {
+        (0..n)
+            .into_par_iter()
+            .map_init(
+                || vec![0u8; pictures.len()],
+                |column, i| {
+                    for (k, c) in column.iter_mut().enumerate() {
+                        *c = get(k, i);
+                    }
+                    let middle = column.len() / 2;
+                    *column.select_nth_unstable(middle).1
+                },
+            )
+            .collect()
+    };
+    let rgb = median(size.area() * 3, &|k, i| pictures[k].0[i]);
+    let luma = median(size.area(), &|k, i| pictures[k].1[i]);
+    let (mean, deviation) = statistics(&rgb);
+    Reference { size, luma, mean, deviation }
+}
+
+/// Mean absolute difference between the parts' luma and the reference's, after each part's light is matched.
+fn spread(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
+    let (rm, rd) = statistics(&reference.luma);
+    let total: f64 = pictures
+        .par_iter()
+        .map(|(_, luma)| {
+            let (m, d) = statistics(luma);
+            let gain = rd / (d + 1e-3);
+            let sum: f64 = luma
+                .iter()
+                .zip(&reference.luma)
+                .map(|(&v, &r)| f64::from(((f32::from(v) - m) * gain + rm - f32::from(r)).abs()))
+                .sum();
+            sum / luma.len() as f64
+        })
+        .sum();
+    (total / pictures.len().max(1) as f64) as f32
+}
