@@ -1,4 +1,5 @@
 //! linesight: real-time smart-camera inspection.
 
+pub mod deliver;
 pub mod error;
 pub mod event;
