@@ -1,15 +1,17 @@
 //! The SQLite file: opening, schema and every statement. The writer thread owns the [`Database`], the uploader a [`Reader`].
 //!
 //! Invariants, each with the test that holds it:
-//! 1. A batch is committed whole or not at all, and is synchronised to the disk when `commit` returns (WAL, FULL):
-//!    `the_spool_behaves_like_its_model` (spool_model.rs), which reopens at random.
+//! 1. A batch is committed whole or not at all: `the_spool_behaves_like_its_model` (spool_model.rs), which reopens at
+//!    random; and it is synchronised to the disk when `commit` returns (WAL, FULL): `commits_are_synchronised`.
 //! 2. A file that is not ours, or newer than this program, is refused and not changed: `other_files_are_left_alone`,
 //!    `a_newer_schema_is_refused`.
 //! 3. The ledger has one row for (line, run, part); the first one stays: `the_first_row_of_a_part_stays`.
 //! 4. A delivered anomaly leaves the spool with its pictures, and its ledger row says when: the model test of 1.
 //! 5. A score that is not a number is kept as NULL and never fails a batch: `not_a_number_is_stored`.
+//! 6. The schema changes step by step, each step whole or not at all: `an_older_schema_is_brought_up_to_date_once`.
+//! 7. The file gives room back after an outage: `a_large_file_shrinks_when_it_is_emptied`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -79,6 +81,7 @@ pub(super) enum Outcome {
 
 pub(super) struct Database {
     connection: Connection,
+    path: PathBuf,
 }
 
 fn nanos(t: Timestamp) -> i64 {
@@ -121,7 +124,7 @@ impl Database {
             return Err(Error::failed(format!("\"{}\" cannot have a write-ahead log", path.display()))
                 .hint("put the database on a local file system"));
         }
-        Ok(Database { connection })
+        Ok(Database { connection, path: path.into() })
     }
 
     /// Adds rows and anomalies in one transaction.
@@ -176,6 +179,15 @@ impl Database {
             self.connection.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES_BACK})"))?;
         }
         Ok(())
+    }
+
+    /// Bytes that the database can still take: free pages of its own, and what the file system has left.
+    pub fn room(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path).failed(|| "cannot ask the file system for its free space")?;
+        let pages = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+        let own: i64 =
+            self.connection.query_row(pages, [], |row| row.get(0)).failed(|| "cannot count the free pages")?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(own as u64))
     }
 
     /// How many anomalies are in the spool, and how many of them are set aside.
@@ -317,7 +329,7 @@ fn recognise(connection: &Connection, path: &Path, known: usize) -> Result<usize
     let leave = "move it away or name another file; it was not changed";
     match look() {
         Err(e) if e.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-            Err(Error::failed(format!("\"{name}\" is not a database")).because(e).hint(leave))
+            Err(Error::failed(format!("\"{name}\" is not a database")).hint(leave))
         }
         Err(e) => Err(Error::failed(format!("cannot read \"{name}\"")).because(e)),
         Ok((0, _, 0)) => Ok(0),
@@ -334,8 +346,67 @@ fn recognise(connection: &Connection, path: &Path, known: usize) -> Result<usize
 
 /// Where the tests of this folder find a fresh file.
 #[cfg(test)]
-pub(super) fn fresh() -> (tempfile::TempDir, std::path::PathBuf) {
+pub(super) fn fresh() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spool.db");
     (folder, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_are_synchronised() {
+        let (_folder, path) = fresh();
+        let database = Database::open(&path, None).unwrap();
+        let ask = |pragma: &str| {
+            database.connection.pragma_query_value(None, pragma, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap()
+        };
+        assert_eq!(ask("journal_mode"), rusqlite::types::Value::Text("wal".into()));
+        assert_eq!(ask("synchronous"), rusqlite::types::Value::Integer(2));
+        assert_eq!(ask("auto_vacuum"), rusqlite::types::Value::Integer(2));
+    }
+
+    #[test]
+    fn an_older_schema_is_brought_up_to_date_once() {
+        let (_folder, path) = fresh();
+        drop(Database::open(&path, None).unwrap());
+        let more = [MIGRATIONS[0], "ALTER TABLE ledger ADD COLUMN lot TEXT"];
+        for _ in 0..2 {
+            let database = Database::open_with(&path, None, &more).unwrap();
+            database.connection.query_row("SELECT count(lot) FROM ledger", [], |_| Ok(())).unwrap();
+        }
+        // a step that fails leaves everything as it was
+        let broken = [more[0], more[1], "CREATE TABLE a (b); CREATE TABLE a (b)"];
+        assert!(Database::open_with(&path, None, &broken).is_err());
+        drop(Database::open_with(&path, None, &more).unwrap());
+    }
+
+    #[test]
+    fn a_large_file_shrinks_when_it_is_emptied() {
+        let (_folder, path) = fresh();
+        let mut database = Database::open(&path, None).unwrap();
+        let batch: Vec<Ready> = (0..60)
+            .map(|n| {
+                let (event, spooled) = super::super::tests::sample(n);
+                let pictures = Pictures { frame_jpeg: vec![7; 1 << 20], ..spooled.pictures };
+                let anomaly =
+                    ReadyAnomaly { id: event.id, event: spooled.event, pictures, spooled_at: spooled.spooled_at };
+                Ready { row: super::super::tests::row(n), anomaly: Some(anomaly) }
+            })
+            .collect();
+        let pages = |database: &Database| -> i64 {
+            database.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap()
+        };
+        database.commit(Uuid::now_v7(), &batch).unwrap();
+        let full = pages(&database);
+        for ready in &batch {
+            let id = ready.anomaly.as_ref().unwrap().id;
+            assert!(database.settle(id, &Outcome::Delivered { at: Timestamp::now() }).unwrap());
+            database.shrink().unwrap();
+        }
+        let left = pages(&database);
+        assert!(full > 15_000 && left < FREE_PAGES + 100, "{full} pages, then {left}");
+    }
 }

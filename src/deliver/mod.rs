@@ -65,6 +65,12 @@ pub struct Pictures {
     pub normal_jpeg: Option<Vec<u8>>,
 }
 
+impl Pictures {
+    fn bytes(&self) -> usize {
+        self.frame_jpeg.len() + self.heatmap_png.len() + self.normal_jpeg.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// One anomaly. `pictures` is called once, on the writer thread: encoding is off the verdict path.
 pub struct Anomaly {
     pub event: Event,
@@ -123,6 +129,8 @@ pub struct Limits {
     pub request: Duration,
     /// How often a failed write is tried again.
     pub write_again: Duration,
+    /// Bytes left free on the disk and in the file: with less, records are refused, so that there is room to record deliveries.
+    pub reserve: u64,
     /// Most pages of 4096 bytes that the database may have; None: as many as the disk holds.
     pub pages: Option<u32>,
 }
@@ -137,6 +145,7 @@ impl Default for Limits {
             connect: Duration::from_secs(5),
             request: Duration::from_secs(30),
             write_again: Duration::from_secs(1),
+            reserve: 32 << 20,
             pages: None,
         }
     }
@@ -363,14 +372,23 @@ impl Deliver {
     /// Commits everything, waits until the spool is empty or nothing was delivered for `patience`, and stops the threads.
     /// What still waits stays on the disk, for the next run. Without an endpoint it does not wait.
     pub fn drain(mut self, patience: Duration) -> Result<Drained> {
-        self.flush()?;
         let mut since = Instant::now();
-        while self.uploads && self.shared.waiting.load(Relaxed) > 0 {
-            match self.progress.recv_timeout(patience.saturating_sub(since.elapsed())) {
+        let mut progress = |most: Duration| {
+            let left = patience.saturating_sub(since.elapsed());
+            match self.progress.recv_timeout(left.min(most)) {
                 Ok(()) => since = Instant::now(),
-                Err(_) => break,
+                Err(_) if left.is_zero() => return false,
+                Err(_) => {}
+            }
+            true
+        };
+        // on a full disk deliveries may make room
+        while let Err(e) = self.flush() {
+            if !self.uploads || !progress(LOOK) {
+                return Err(e);
             }
         }
+        while self.uploads && self.shared.waiting.load(Relaxed) > 0 && progress(patience) {}
         self.stop();
         let Status { delivered, waiting, bytes_uploaded, last_error, .. } = self.status();
         Ok(Drained { delivered, waiting, bytes_uploaded, last_error })

@@ -74,7 +74,7 @@ fn check(model: &Model, database: &Database, reader: &Reader, path: &std::path::
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn the_spool_behaves_like_its_model(operations in proptest::collection::vec(operation(), 1..60)) {

@@ -251,7 +251,7 @@ fn other_files_are_left_alone() {
         "a letter to my aunt, which is long enough to look like a header of a hundred bytes".repeat(9),
     )
     .unwrap();
-    assert_eq!(refused(&path), format!("\"{}\" is not a database: file is not a database", path.display()));
+    assert_eq!(refused(&path), format!("\"{}\" is not a database", path.display()));
     let theirs = folder.path().join("theirs.db");
     Connection::open(&theirs).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
     assert_eq!(refused(&theirs), format!("\"{}\" is a database of another program", theirs.display()));

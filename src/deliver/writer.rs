@@ -7,7 +7,9 @@
 //!    `an_anomaly_commits_with_every_row_before_it`.
 //! 2. A row waits at most `Limits::batch` for its commit: `good_rows_are_committed_without_being_asked`.
 //! 3. Pictures that cannot be encoded, or whose encoder panics, do not stop the event: `an_anomaly_without_pictures_leaves`.
-//! 4. A batch that cannot be written is kept and tried again; meanwhile nothing more is taken:
+//! 4. `Limits::reserve` is left free on the disk, because recording a delivery takes room before it makes room:
+//!    `spool_that_filled_its_disk_drains` (tests/delivery.rs).
+//! 5. A batch that cannot be written is kept and tried again; meanwhile nothing more is taken:
 //!    `full_disk_refuses_and_recovers` (tests/delivery.rs).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +27,8 @@ use super::{Anomaly, Limits, Place, Record, Shared, add, picture};
 
 /// Rows that close a batch.
 const BATCH_ROWS: usize = 512;
+/// Bytes of pictures that close a batch.
+const BATCH_BYTES: usize = 8 << 20;
 /// How long a batch with an anomaly stays open for what is already waiting.
 const ANOMALY_BATCH: Duration = Duration::from_millis(20);
 /// How often a writer that cannot write looks whether it should stop.
@@ -68,6 +72,8 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Batch {
     ready: Vec<Ready>,
+    /// Of their pictures.
+    bytes: usize,
     flushes: Vec<Sender<()>>,
     /// When it must be committed.
     due: Option<Instant>,
@@ -102,7 +108,7 @@ impl Writer {
             if batch.failed && self.shared.stopping() {
                 return self.end(batch);
             }
-            if batch.ready.len() >= BATCH_ROWS || batch.due.is_some_and(|due| due <= Instant::now()) {
+            if batch.due.is_some_and(|due| due <= Instant::now()) {
                 self.commit(&mut batch);
             }
         }
@@ -117,8 +123,12 @@ impl Writer {
             }
             Message::Record(taken) => {
                 let urgent = taken.record.anomaly.is_some();
-                batch.ready.push(self.prepare(*taken));
+                let ready = self.prepare(*taken);
+                batch.bytes += ready.anomaly.as_ref().map_or(0, |anomaly| anomaly.pictures.bytes());
+                batch.ready.push(ready);
+                let full = batch.ready.len() >= BATCH_ROWS || batch.bytes >= BATCH_BYTES;
                 match urgent {
+                    _ if full => now,
                     true if self.records.is_empty() => now,
                     true => now + ANOMALY_BATCH,
                     false => now + self.limits.batch,
@@ -152,26 +162,49 @@ impl Writer {
         Ready { row, anomaly }
     }
 
+    /// Adds rows, unless that would leave too little room for deliveries to be recorded.
+    fn write(&mut self, ready: &[Ready]) -> Result<(), String> {
+        let (reserve, room) = (self.limits.reserve, self.database.room().map_err(|e| e.to_string())?);
+        if room < reserve {
+            return Err(format!("{} MB are free on the disk, {} MB are kept in reserve", room >> 20, reserve >> 20));
+        }
+        let added = self.database.commit(self.run, ready).map_err(|e| e.to_string())?;
+        let shared = &self.shared;
+        add(&shared.recorded, added.rows);
+        add(&shared.spooled, added.spooled);
+        add(&shared.waiting, added.spooled);
+        add(&shared.ledger_conflicts, added.conflicts);
+        if added.conflicts > 0 {
+            warn!(rows = added.conflicts, "the ledger already has these parts of this run; the first rows stay");
+        }
+        if added.spooled > 0 {
+            let _ = self.wake.try_send(());
+        }
+        Ok(())
+    }
+
+    /// Writes the batch at once or, where that fails, anomaly by anomaly: there may be room for some.
     fn commit(&mut self, batch: &mut Batch) {
-        match self.database.commit(self.run, &batch.ready) {
-            Ok(added) => {
-                let shared = &self.shared;
-                add(&shared.recorded, added.rows);
-                add(&shared.spooled, added.spooled);
-                add(&shared.waiting, added.spooled);
-                add(&shared.ledger_conflicts, added.conflicts);
-                if added.conflicts > 0 {
-                    warn!(
-                        rows = added.conflicts,
-                        "the ledger already has these parts of this run; the first rows stay"
-                    );
-                }
-                if added.spooled > 0 {
-                    let _ = self.wake.try_send(());
-                }
+        let mut result = self.write(&batch.ready);
+        if result.is_ok() {
+            batch.ready.clear();
+        }
+        while result.is_err() && batch.ready.len() > 1 {
+            let first = batch.ready.iter().position(|ready| ready.anomaly.is_some());
+            let piece = first.map_or(batch.ready.len(), |first| first + 1);
+            match self.write(&batch.ready[..piece]) {
+                Ok(()) => drop(batch.ready.drain(..piece)),
+                Err(_) => break,
+            }
+            if batch.ready.is_empty() {
+                result = Ok(());
+            }
+        }
+        match result {
+            Ok(()) => {
                 if batch.failed {
-                    Shared::set(&shared.write_error, None);
-                    info!(rows = batch.ready.len(), "writing works again; what was kept is committed");
+                    Shared::set(&self.shared.write_error, None);
+                    info!("writing works again; what was kept is committed");
                 }
                 for done in batch.flushes.drain(..) {
                     let _ = done.try_send(());
@@ -180,9 +213,10 @@ impl Writer {
             }
             Err(e) => {
                 if !batch.failed {
-                    error!(database = %self.shared.database.display(), error = %e, "cannot write; records are refused until it works");
+                    let database = self.shared.database.display();
+                    error!(%database, error = e, "cannot write; records are refused until it works");
                 }
-                Shared::set(&self.shared.write_error, Some(e.to_string()));
+                Shared::set(&self.shared.write_error, Some(e));
                 batch.failed = true;
                 batch.due = Some(Instant::now() + self.limits.write_again);
             }
