@@ -1,6 +1,7 @@
 //! linesight: real-time smart-camera inspection.
 
 pub mod capture;
+pub mod deliver;
 pub mod detect;
 pub mod error;
 pub mod event;
