@@ -1,0 +1,360 @@
+//! The HTTP API: anomalies come in as multipart uploads and go out as JSON and pictures.
+//!
+//! Thread: handlers run on the server's thread and never block it: store calls and checks go through [`App::run`].
+//!
+//! Invariants:
+//! 1. 201 is answered only after the store has the anomaly on disk; a repeat gets 200 and changes nothing. Tests in
+//!    tests/review_server.rs: `first_201_then_200_and_content_comes_back_byte_exact`, `acknowledged_anomalies_survive_kill_9`.
+//! 2. A name in a URL never becomes a path: ids are parsed as UUID, files are one of three. Test:
+//!    `bad_ids_and_files_are_refused` in tests/review_server.rs.
+//! 3. At most [`UPLOADS`] bodies are in memory; further senders wait, each no longer than [`UPLOAD_TIME`] for its turn
+//!    and its body. Test: `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Query, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, IF_NONE_MATCH, LOCATION};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{any, get};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::store::{Anomaly, Cursor, Filter, Inserted, ObjectName, Page, Store};
+use super::upload;
+use crate::error::{Error, Result};
+use crate::event::Verdict;
+
+/// Uploads that are read at the same time.
+pub const UPLOADS: usize = 8;
+/// How long one upload may take.
+pub const UPLOAD_TIME: Duration = Duration::from_secs(60);
+/// Items in a page when `limit` is not given, and at most.
+pub const LIMIT: (usize, usize) = (50, 200);
+/// Path of the collection.
+pub const ANOMALIES: &str = "/api/v1/anomalies";
+/// Bytes that are read over, at most, before a refusal is answered.
+const DRAIN: usize = 4 * upload::MAX_BODY;
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub struct App {
+    store: Arc<dyn Store>,
+    uploads: Arc<Semaphore>,
+}
+
+impl App {
+    /// Handlers on top of a store.
+    pub fn new(store: Arc<dyn Store>) -> App {
+        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+    }
+
+    /// Runs something that blocks, off the server's thread.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> Result<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || work(&*store)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(cause)) => Err(Problem::internal(&cause)),
+            Err(panic) => Err(Problem::internal(&Error::failed("a review request panicked").because(panic))),
+        }
+    }
+}
+
+/// The routes under /api and /healthz.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route(ANOMALIES, get(list).post(post))
+        .route("/api/v1/anomalies/{id}", get(one))
+        .route("/api/v1/anomalies/{id}/{file}", get(picture))
+        .route("/api", any(unknown))
+        .route("/api/{*rest}", any(unknown))
+        .route("/healthz", get(health))
+        .layer(DefaultBodyLimit::max(upload::MAX_BODY))
+}
+
+async fn unknown() -> Problem {
+    Problem::not_found("there is no such resource")
+}
+
+/// Answer for methods that a resource does not have.
+pub async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this resource does not have that method")
+}
+
+async fn health(State(app): State<App>) -> Result<Response, Problem> {
+    app.run(|store| store.get(Uuid::nil())).await?;
+    Ok(Json(serde_json::json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })).into_response())
+}
+
+async fn post(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the upload took too long");
+    let key = match preconditions(request.headers()) {
+        Ok(key) => key,
+        Err(problem) => {
+            // a sender that waits for 100 Continue has not begun; any other would see a reset instead of the answer
+            if !request.headers().contains_key(EXPECT) {
+                timeout(UPLOAD_TIME, upload::drain(request.into_body(), DRAIN)).await.map_err(slow)?;
+            }
+            return Err(problem);
+        }
+    };
+    let receive = async {
+        let turn = app.uploads.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"))?;
+        let multipart = Multipart::from_request(request, &app)
+            .await
+            .map_err(|e| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, e.body_text()))?;
+        Ok::<_, Problem>((turn, upload::read(multipart).await?))
+    };
+    let (turn, fields) = timeout(UPLOAD_TIME, receive).await.map_err(slow)??;
+    let inserted = app
+        .run(move |store| {
+            let _turn = turn; // until the memory is free again
+            let new = match upload::check(fields, key) {
+                Ok(new) => new,
+                Err(problem) => return Ok(Err(problem)),
+            };
+            store.insert(&new).map(Ok)
+        })
+        .await??;
+    let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("{ANOMALIES}/{key}");
+    Ok((status, [(LOCATION, location)], Json(serde_json::json!({ "id": key }))).into_response())
+}
+
+/// What can be refused before the body is read; gives the idempotency key.
+fn preconditions(headers: &HeaderMap) -> Result<Uuid, Problem> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let media = text(CONTENT_TYPE.as_str()).unwrap_or("").to_ascii_lowercase();
+    if media.split(';').next().map(str::trim) != Some("multipart/form-data") {
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the request must be multipart/form-data"));
+    }
+    let length: Option<u64> = text(CONTENT_LENGTH.as_str()).and_then(|l| l.parse().ok());
+    if length.is_some_and(|length| length > upload::MAX_BODY as u64) {
+        return Err(Problem::too_large("the request", upload::MAX_BODY));
+    }
+    let mut keys = headers.get_all("idempotency-key").iter();
+    match (keys.next().map(|k| k.to_str()), keys.next()) {
+        (Some(Ok(key)), None) => Uuid::try_parse(key)
+            .map_err(|_| Problem::bad_request(format!("header Idempotency-Key is {key:?}, it must be the event's id"))),
+        (None, _) => Err(Problem::bad_request("header Idempotency-Key is missing, it must be the event's id")),
+        _ => Err(Problem::bad_request("header Idempotency-Key must be the event's id, once")),
+    }
+}
+
+/// The query of a list, as typed; shared with the pages. Empty means not given, because forms send it so.
+#[derive(Debug, Default, Deserialize)]
+pub struct ListQuery {
+    cursor: Option<String>,
+    limit: Option<String>,
+    line: Option<String>,
+    verdict: Option<String>,
+}
+
+/// The query of a list, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    pub filter: Filter,
+    pub start: Option<Cursor>,
+    pub limit: Option<usize>,
+}
+
+impl ListQuery {
+    /// Checks every value that was given.
+    pub fn check(self) -> Result<Listing, Problem> {
+        let given = |value: Option<String>| value.filter(|v| !v.is_empty());
+        let (_, most) = LIMIT;
+        let limit = given(self.limit).map(|text| {
+            let limit = text.parse::<usize>().ok().filter(|n| (1..=most).contains(n));
+            limit.ok_or_else(|| Problem::bad_request(format!("limit is {text:?}, it must be between 1 and {most}")))
+        });
+        let verdict = given(self.verdict).map(|text| {
+            let known = [Verdict::Reject, Verdict::Unsure, Verdict::Missed];
+            known.into_iter().find(|v| v.as_str() == text).ok_or_else(|| {
+                Problem::bad_request(format!("verdict is {text:?}, it must be \"reject\", \"unsure\" or \"missed\""))
+            })
+        });
+        let start = given(self.cursor).map(|c| c.parse::<Cursor>().map_err(|e| Problem::bad_request(e.to_string())));
+        Ok(Listing {
+            filter: Filter { line: given(self.line), verdict: verdict.transpose()? },
+            start: start.transpose()?,
+            limit: limit.transpose()?,
+        })
+    }
+}
+
+/// Path and name of the pictures of an anomaly.
+pub fn picture_url(id: Uuid, name: ObjectName) -> String {
+    format!("{ANOMALIES}/{id}/{}", name.file_name())
+}
+
+#[derive(Serialize)]
+struct ItemJson {
+    id: Uuid,
+    received_at: Timestamp,
+    /// As it was posted.
+    event: Box<RawValue>,
+    images: ImagesJson,
+}
+
+#[derive(Serialize)]
+struct ImagesJson {
+    frame: String,
+    heatmap: String,
+    normal: Option<String>,
+}
+
+impl ItemJson {
+    fn new(anomaly: Anomaly) -> Result<ItemJson, Problem> {
+        let id = anomaly.event.id;
+        let event = RawValue::from_string(anomaly.raw).map_err(|e| {
+            Problem::internal(&Error::failed(format!("the stored event of anomaly {id} is not JSON")).because(e))
+        })?;
+        let images = ImagesJson {
+            frame: picture_url(id, ObjectName::Frame),
+            heatmap: picture_url(id, ObjectName::Heatmap),
+            normal: anomaly.has_normal.then(|| picture_url(id, ObjectName::Normal)),
+        };
+        Ok(ItemJson { id, received_at: anomaly.received_at, event, images })
+    }
+}
+
+#[derive(Serialize)]
+struct PageJson {
+    items: Vec<ItemJson>,
+    /// Cursor to what is older.
+    next: Option<String>,
+    /// Cursor to what is newer.
+    previous: Option<String>,
+    /// Changes when anything in the store does.
+    revision: i64,
+}
+
+async fn list(State(app): State<App>, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
+    let Listing { filter, start, limit } = query.check()?;
+    let Page { items, older, newer, revision } =
+        app.run(move |store| store.list(&filter, start, limit.unwrap_or(LIMIT.0))).await?;
+    let page = PageJson {
+        items: items.into_iter().map(ItemJson::new).collect::<Result<_, _>>()?,
+        next: older.map(|c| c.to_string()),
+        previous: newer.map(|c| c.to_string()),
+        revision,
+    };
+    Ok(Json(page).into_response())
+}
+
+fn parse_id(id: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(id).map_err(|_| Problem::bad_request(format!("{id:?} is not the id of an anomaly")))
+}
+
+async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id = parse_id(&id)?;
+    let anomaly = app.run(move |store| store.get(id)).await?;
+    let anomaly = anomaly.ok_or_else(|| Problem::not_found(format!("there is no anomaly {id}")))?;
+    Ok(Json(ItemJson::new(anomaly)?).into_response())
+}
+
+async fn picture(
+    State(app): State<App>,
+    Path((id, file)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = parse_id(&id)?;
+    let name = ObjectName::from_file_name(&file)
+        .ok_or_else(|| Problem::not_found(format!("an anomaly has no picture {file:?}")))?;
+    let object = app.run(move |store| store.object(id, name)).await?;
+    let object = object.ok_or_else(|| Problem::not_found(format!("anomaly {id} has no {}", name.file_name())))?;
+    Ok(immutable(&headers, &object.sha256, name.content_type(), object.bytes))
+}
+
+/// Answers with something that never changes under its URL, or with 304.
+pub fn immutable(
+    headers: &HeaderMap,
+    sha256: &str,
+    content_type: &'static str,
+    bytes: impl Into<axum::body::Body>,
+) -> Response {
+    let etag = format!("\"{sha256}\"");
+    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
+    let fresh = known.flat_map(|v| v.split(',')).any(|v| {
+        let v = v.trim();
+        v == "*" || v.strip_prefix("W/").unwrap_or(v) == etag
+    });
+    let caching = [(CACHE_CONTROL, "private, max-age=31536000, immutable".to_string()), (ETAG, etag)];
+    if fresh {
+        return (StatusCode::NOT_MODIFIED, caching).into_response();
+    }
+    (caching, [(CONTENT_TYPE, content_type)], bytes.into()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in values {
+            map.append(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn preconditions_of_an_upload() {
+        let form = ("content-type", "multipart/form-data; boundary=x");
+        let key = ("idempotency-key", "01930000-0000-7000-8000-000000000001");
+        assert!(preconditions(&headers(&[form, key])).is_ok());
+        let too_long = (upload::MAX_BODY + 1).to_string();
+        let table: [(&[(&'static str, &str)], u16); 7] = [
+            (&[form], 400),
+            (&[form, key, key], 400),
+            (&[form, ("idempotency-key", "../../etc/passwd")], 400),
+            (&[form, ("idempotency-key", "")], 400),
+            (&[key], 415),
+            (&[key, ("content-type", "application/json")], 415),
+            (&[form, key, ("content-length", &too_long)], 413),
+        ];
+        for (given, wanted) in table {
+            assert_eq!(preconditions(&headers(given)).unwrap_err().status().as_u16(), wanted, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn list_queries() {
+        let text = |s: &str| Some(s.to_string());
+        let empty = ListQuery { cursor: text(""), limit: text(""), line: text(""), verdict: text("") };
+        let all = Listing { filter: Filter::default(), start: None, limit: None };
+        assert_eq!(empty.check().unwrap(), all);
+        let good = ListQuery { limit: text("200"), line: text("a"), verdict: text("missed"), cursor: None };
+        let filter = Filter { line: text("a"), verdict: Some(Verdict::Missed) };
+        assert_eq!(good.check().unwrap(), Listing { filter, start: None, limit: Some(200) });
+        for limit in ["0", "201", "-1", "x", "99999999999999999999999"] {
+            let query = ListQuery { limit: text(limit), ..Default::default() };
+            let wanted = format!("limit is {limit:?}, it must be between 1 and 200");
+            assert_eq!(query.check().unwrap_err().detail(), wanted);
+        }
+        let query = ListQuery { verdict: text("pass"), ..Default::default() };
+        let wanted = "verdict is \"pass\", it must be \"reject\", \"unsure\" or \"missed\"";
+        assert_eq!(query.check().unwrap_err().detail(), wanted);
+    }
+
+    #[test]
+    fn immutable_answers_304_to_who_has_it() {
+        let status = |value| immutable(&headers(&[("if-none-match", value)]), "ab", "image/png", "x").status();
+        assert_eq!(status("\"ab\""), StatusCode::NOT_MODIFIED);
+        assert_eq!(status("\"zz\", W/\"ab\""), StatusCode::NOT_MODIFIED);
+        assert_eq!(status("\"zz\""), StatusCode::OK);
+    }
+}
