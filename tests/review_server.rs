@@ -157,7 +157,8 @@ fn first_201_then_200_and_content_comes_back_byte_exact() {
 fn strangers_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (server, client) = (start(dir.path()), client());
-    let upload = Upload::new(Uuid::now_v7(), "2030-01-02T03:04:05Z");
+    let mut upload = Upload::new(Uuid::now_v7(), "2030-01-02T03:04:05Z");
+    upload.frame.resize(8 << 20, 0); // so long that the sender is still writing when it is refused
     let post = |headers: &[(&'static str, &str)]| {
         let mut map = HeaderMap::new();
         for (name, value) in headers {

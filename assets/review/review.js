@@ -32,11 +32,10 @@ function setUpSwitch(id) {
 
 function setUpSlider() {
   const slider = byId("opacity");
-  const heatmap = byId("heatmap");
-  if (!slider || !heatmap) return;
+  if (!slider) return;
   slider.value = remembered("opacity", slider.value);
   const apply = () => {
-    heatmap.style.opacity = String(slider.value / 100);
+    for (const overlay of document.querySelectorAll(".heat")) overlay.style.opacity = String(slider.value / 100);
   };
   slider.addEventListener("input", () => {
     apply();

@@ -7,16 +7,15 @@
 //!    tests/review_server.rs: `first_201_then_200_and_content_comes_back_byte_exact`, `acknowledged_anomalies_survive_kill_9`.
 //! 2. A name in a URL never becomes a path: ids are parsed as UUID, files are one of three. Test:
 //!    `bad_ids_and_files_are_refused` in tests/review_server.rs.
-//! 3. At most [`UPLOADS`] bodies are in memory; further senders wait, each no longer than [`UPLOAD_TIME`] for its turn
+//! 3. At most [`UPLOADS`] bodies are in memory; further senders wait, each no longer than [`upload::UPLOAD_TIME`] for its turn
 //!    and its body. Test: `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Query, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, IF_NONE_MATCH, LOCATION};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get};
@@ -35,14 +34,10 @@ use crate::event::Verdict;
 
 /// Uploads that are read at the same time.
 pub const UPLOADS: usize = 8;
-/// How long one upload may take.
-pub const UPLOAD_TIME: Duration = Duration::from_secs(60);
 /// Items in a page when `limit` is not given, and at most.
 pub const LIMIT: (usize, usize) = (50, 200);
 /// Path of the collection.
 pub const ANOMALIES: &str = "/api/v1/anomalies";
-/// Bytes that are read over, at most, before a refusal is answered.
-const DRAIN: usize = 4 * upload::MAX_BODY;
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -102,10 +97,7 @@ async fn post(State(app): State<App>, request: Request) -> Result<Response, Prob
     let key = match preconditions(request.headers()) {
         Ok(key) => key,
         Err(problem) => {
-            // a sender that waits for 100 Continue has not begun; any other would see a reset instead of the answer
-            if !request.headers().contains_key(EXPECT) {
-                timeout(UPLOAD_TIME, upload::drain(request.into_body(), DRAIN)).await.map_err(slow)?;
-            }
+            upload::read_over(request).await;
             return Err(problem);
         }
     };
@@ -117,7 +109,7 @@ async fn post(State(app): State<App>, request: Request) -> Result<Response, Prob
             .map_err(|e| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, e.body_text()))?;
         Ok::<_, Problem>((turn, upload::read(multipart).await?))
     };
-    let (turn, fields) = timeout(UPLOAD_TIME, receive).await.map_err(slow)??;
+    let (turn, fields) = timeout(upload::UPLOAD_TIME, receive).await.map_err(slow)??;
     let inserted = app
         .run(move |store| {
             let _turn = turn; // until the memory is free again

@@ -20,6 +20,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
+use super::upload;
 
 /// Who may talk to a server that listens on one address.
 #[derive(Debug, Clone)]
@@ -76,7 +77,10 @@ impl Guard {
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     match guard.check(request.uri().authority(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            upload::read_over(request).await;
+            problem.into_response()
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::api::{self, ANOMALIES, App, ListQuery, Listing};
 use super::problem::Problem;
 use super::show;
 use super::store::{Anomaly, Count, Cursor, Filter, ObjectName, Page, Walk};
-use crate::event::{Event, Verdict};
+use crate::event::{Event, Rect, Region, Verdict};
 
 const STYLE: &str = include_str!("../../assets/review/style.css");
 const SCRIPT: &str = include_str!("../../assets/review/review.js");
@@ -35,6 +35,10 @@ const ICON: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 3
 const CARDS: usize = 24;
 /// Width by height of the picture on a card; style.css has the same.
 const CARD_ASPECT: f64 = 4.0 / 3.0;
+/// Room around the part on a card, in part sizes.
+const CARD_MARGIN: f64 = 0.08;
+/// Length of the score's bar, in thresholds.
+const BAR: f64 = 4.0;
 /// The verdicts that the list can be filtered by.
 const VERDICTS: [Verdict; 3] = [Verdict::Reject, Verdict::Unsure, Verdict::Missed];
 
@@ -240,18 +244,12 @@ fn filters(filter: &Filter, counts: &[Count]) -> Markup {
 fn card(filter: &Filter, anomaly: &Anomaly, now: Timestamp) -> Markup {
     let event = &anomaly.event;
     let id = event.id;
-    let (width, height) = (event.image.width, event.image.height);
-    let crop = show::crop(event.image, event.part_box, CARD_ASPECT);
+    let crop = show::crop(event.image, event.part_box, CARD_ASPECT, CARD_MARGIN);
     let label = format!("{} on {}, part {}", event.verdict.as_str(), event.line, event.part);
     html! {
         article .card .(event.verdict.as_str()) data-id=(id) {
             a .picture href=(link(&format!("/anomalies/{id}"), filter, None)) {
-                svg viewBox=(crop.view_box()) preserveAspectRatio="xMidYMid meet" role="img" aria-label=(label) {
-                    image href=(api::picture_url(id, ObjectName::Frame)) width=(width) height=(height)
-                        preserveAspectRatio="none" {}
-                    image .heat href=(api::picture_url(id, ObjectName::Heatmap)) width=(width) height=(height)
-                        preserveAspectRatio="none" {}
-                }
+                (cropped(event, crop, &label))
                 (badge(event.verdict))
             }
             div .facts {
@@ -265,6 +263,23 @@ fn card(filter: &Filter, anomaly: &Anomaly, now: Timestamp) -> Markup {
     }
 }
 
+/// A part of the frame with the heatmap on it. An SVG, because its geometry is attributes and needs no inline style.
+fn cropped(event: &Event, crop: show::Crop, label: &str) -> Markup {
+    let (width, height) = (event.image.width, event.image.height);
+    let layer = |class: &str, name| {
+        html! {
+            image class=(class) href=(api::picture_url(event.id, name)) width=(width) height=(height)
+                preserveAspectRatio="none" {}
+        }
+    };
+    html! {
+        svg viewBox=(crop.view_box()) preserveAspectRatio="xMidYMid meet" role="img" aria-label=(label) {
+            (layer("frame", ObjectName::Frame))
+            (layer("heat", ObjectName::Heatmap))
+        }
+    }
+}
+
 fn badge(verdict: Verdict) -> Markup {
     html! { span .badge .(verdict.as_str()) { (verdict.as_str()) } }
 }
@@ -273,22 +288,22 @@ fn age(now: Timestamp, at: Timestamp) -> Markup {
     html! { time datetime=(at) title=(show::time(at)) data-age { (show::age(now, at)) } }
 }
 
-/// Score against threshold, as numbers and as a bar with a mark.
+/// Score against threshold, as numbers and as a bar with a mark. The bar ends at [`BAR`] thresholds, so that the bars of
+/// different parts compare.
 fn score(event: &Event) -> Markup {
-    let (score, threshold) = (f64::from(event.score), f64::from(event.threshold).max(0.0));
-    let full = (score * 1.1).max(threshold * 1.6).max(f64::MIN_POSITIVE);
-    let at = |value: f64| format!("{:.1}", value / full * 100.0);
+    let (score, threshold) = (f64::from(event.score), f64::from(event.threshold));
+    let full = if threshold > 0.0 { BAR * threshold } else { score.max(f64::MIN_POSITIVE) };
+    let at = |value: f64| format!("{:.1}", (value / full * 100.0).clamp(0.0, 100.0));
     html! {
         div .score {
             p {
-                b { (show::number(event.score)) }
-                " / " (show::number(event.threshold))
-                @if threshold > 0.0 { span { (format!("{:.1}×", score / threshold)) } }
+                "Score " b { (show::number(event.score)) }
+                span { "threshold " (show::number(event.threshold)) }
             }
             svg .bar viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
                 rect .track width="100" height="8" {}
                 rect .value width=(at(score)) height="8" {}
-                rect .mark x=(at(threshold)) width="1" height="8" {}
+                rect .mark x=(at(threshold)) width="0.8" height="8" {}
             }
         }
     }
@@ -346,12 +361,7 @@ fn detail_page(filter: &Filter, anomaly: &Anomaly, newer: Option<Uuid>, older: O
             div .columns {
                 div .pictures {
                     (stage(event))
-                    @if anomaly.has_normal {
-                        figure .normal {
-                            img src=(api::picture_url(event.id, ObjectName::Normal)) alt="What the place should look like";
-                            figcaption { "What the place should look like" }
-                        }
-                    }
+                    (pair(anomaly))
                 }
                 section .side aria-label="Facts" {
                     (score(event))
@@ -381,11 +391,38 @@ fn stage(event: &Event) -> Markup {
                 img src=(frame) alt="Frame" width=(width) height=(height);
                 img #heatmap .heat src=(api::picture_url(event.id, ObjectName::Heatmap)) alt="" width=(width) height=(height);
                 svg .boxes viewBox=(format!("0 0 {width} {height}")) preserveAspectRatio="none" aria-hidden="true" {
-                    @if let Some(part) = event.part_box {
-                        rect .part x=(part.x) y=(part.y) width=(part.w) height=(part.h) {}
+                    @if let Some(part) = event.part_box { (outline("part", part)) }
+                    @for &Region { x, y, w, h, .. } in &event.regions { (outline("region", Rect { x, y, w, h })) }
+                }
+            }
+        }
+    }
+}
+
+/// A box with a dark edge, so that it shows on any picture.
+fn outline(class: &str, Rect { x, y, w, h }: Rect) -> Markup {
+    html! {
+        @for class in ["edge", class] { rect class=(class) x=(x) y=(y) width=(w) height=(h) {} }
+    }
+}
+
+/// The part as it is beside the part as it should be.
+fn pair(anomaly: &Anomaly) -> Markup {
+    let event = &anomaly.event;
+    html! {
+        @if event.part_box.is_some() || anomaly.has_normal {
+            div .pair {
+                @if let Some(part) = event.part_box {
+                    @let crop = show::crop(event.image, Some(part), f64::from(part.w.max(1)) / f64::from(part.h.max(1)), 0.0);
+                    figure {
+                        (cropped(event, crop, "The part as it was seen"))
+                        figcaption { "The part as it was seen" }
                     }
-                    @for region in &event.regions {
-                        rect .region x=(region.x) y=(region.y) width=(region.w) height=(region.h) {}
+                }
+                @if anomaly.has_normal {
+                    figure {
+                        img src=(api::picture_url(event.id, ObjectName::Normal)) alt="The place as it should look";
+                        figcaption { "The place as it should look" }
                     }
                 }
             }
@@ -413,7 +450,7 @@ fn facts(anomaly: &Anomaly) -> Markup {
             div { dt { "Received" } dd { time datetime=(anomaly.received_at) { (show::time(anomaly.received_at)) } } }
             @if event.spooled_s >= 1.0 { (fact("Waited in the spool", &format!("{:.0} s", event.spooled_s))) }
             (fact("Model", &format!("{} {}", event.model.name, event.model.version)))
-            div { dt { "Model checksum" } dd .mono title=(event.model.sha256) { (event.model.sha256.chars().take(12).collect::<String>()) } }
+            div { dt { "Checksum" } dd .mono title=(event.model.sha256) { (event.model.sha256.chars().take(12).collect::<String>()) } }
             (fact("Device", &event.device))
             (fact("Precision", &event.precision))
             (fact("Picture", &format!("{} × {}", event.image.width, event.image.height)))

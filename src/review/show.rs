@@ -26,8 +26,8 @@ impl Crop {
     }
 }
 
-/// What a card shows: the part with a margin, in the given aspect where the picture allows it, else the whole picture.
-pub fn crop(image: ImageSize, part: Option<Rect>, aspect: f64) -> Crop {
+/// The part with a margin (in part sizes), in the given aspect where the picture allows it, else the whole picture.
+pub fn crop(image: ImageSize, part: Option<Rect>, aspect: f64, margin: f64) -> Crop {
     let (width, height) = (f64::from(image.width.max(1)), f64::from(image.height.max(1)));
     let whole = Crop { x: 0.0, y: 0.0, w: width, h: height };
     let Some(part) = part else { return whole };
@@ -36,7 +36,7 @@ pub fn crop(image: ImageSize, part: Option<Rect>, aspect: f64) -> Crop {
     if w < 1.0 || h < 1.0 {
         return whole;
     }
-    let margin = 0.08 * w.max(h);
+    let margin = margin * w.max(h);
     let (mut cw, mut ch) = (w + 2.0 * margin, h + 2.0 * margin);
     if cw / ch < aspect {
         cw = ch * aspect;
@@ -140,7 +140,7 @@ mod tests {
         #[test]
         fn crops_stay_inside(width: u32, height: u32, x: u32, y: u32, w: u32, h: u32, boxed: bool) {
             let image = ImageSize { width, height };
-            let c = crop(image, boxed.then_some(Rect { x, y, w, h }), 4.0 / 3.0);
+            let c = crop(image, boxed.then_some(Rect { x, y, w, h }), 4.0 / 3.0, 0.1);
             let (width, height) = (f64::from(width.max(1)), f64::from(height.max(1)));
             prop_assert!(c.x >= 0.0 && c.y >= 0.0 && c.w >= 1.0 && c.h >= 1.0, "{c:?}");
             prop_assert!(c.x + c.w <= width + 1e-3 && c.y + c.h <= height + 1e-3, "{c:?}");
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_crop_holds_the_part_in_the_wanted_aspect() {
         let image = ImageSize { width: 1000, height: 800 };
-        let c = crop(image, Some(Rect { x: 400, y: 300, w: 100, h: 100 }), 4.0 / 3.0);
+        let c = crop(image, Some(Rect { x: 400, y: 300, w: 100, h: 100 }), 4.0 / 3.0, 0.1);
         assert!((c.w / c.h - 4.0 / 3.0).abs() < 1e-9);
         assert!(c.x < 400.0 && c.x + c.w > 500.0 && c.y < 300.0 && c.y + c.h > 400.0);
     }

@@ -7,17 +7,22 @@
 //!    tests/review_server.rs.
 //! 2. What is kept is what it says it is: a JPEG or PNG whose header agrees with the event. Tests:
 //!    `pictures_are_checked`, `events_are_checked`.
-//! 3. A refused upload is read to its end, so that the sender gets the answer and not a reset connection. Test:
-//!    `too_large` in tests/review_server.rs.
+//! 3. A refused upload is read to its end, so that the sender gets the answer and not a reset connection. Tests:
+//!    `too_large`, `strangers_are_refused` in tests/review_server.rs.
 
+use std::future::poll_fn;
 use std::io::Cursor;
+use std::pin::pin;
+use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::Multipart;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{Multipart, Request};
 use axum::http::StatusCode;
+use axum::http::header::EXPECT;
 use image::ImageFormat;
 use serde::Deserialize;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::problem::Problem;
@@ -32,6 +37,10 @@ pub const MAX_EVENT: usize = 1 << 20;
 pub const MAX_PICTURE: usize = 20 << 20;
 /// Pixels along each side of a picture.
 pub const MAX_SIDE: u32 = 16_384;
+/// How long one upload may take.
+pub const UPLOAD_TIME: Duration = Duration::from_secs(60);
+/// Bytes of a refused request that are read over, at most.
+const READ_OVER: usize = 4 * MAX_BODY;
 /// Characters in the name of a line.
 pub const MAX_LINE: usize = 200;
 
@@ -176,17 +185,24 @@ fn size(name: &str, bytes: &[u8], wanted: ImageFormat) -> Result<(u32, u32), Pro
     Ok((width, height))
 }
 
-/// Reads what is left of a body and throws it away, up to `limit` bytes.
-pub async fn drain(body: axum::body::Body, limit: usize) {
-    use axum::body::HttpBody;
-    let mut body = std::pin::pin!(body);
-    let mut left = limit;
-    while let Some(Ok(frame)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        if left == 0 {
-            return;
-        }
+/// Reads the body of a request that is about to be refused and throws it away, within limits: a sender that is still
+/// writing would see a reset connection instead of the answer.
+pub async fn read_over(request: Request) {
+    // who waits for 100 Continue has not begun to send, and need not
+    if request.headers().contains_key(EXPECT) {
+        return;
     }
+    let drain = async {
+        let mut body = pin!(request.into_body());
+        let mut left = READ_OVER;
+        while let Some(Ok(frame)) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = timeout(UPLOAD_TIME, drain).await; // too slow or too much: then it is a reset
 }
 
 #[cfg(test)]
