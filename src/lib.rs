@@ -1,6 +1,7 @@
 //! linesight: real-time smart-camera inspection.
 
 pub mod capture;
+pub mod commands;
 pub mod deliver;
 pub mod detect;
 pub mod error;
@@ -12,4 +13,5 @@ pub mod model;
 pub mod picture;
 pub mod prepare;
 pub mod review;
+pub mod staging;
 pub mod teach;

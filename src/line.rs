@@ -441,8 +441,7 @@ impl<'a> Judge<'a> {
         self.totals.verdicts.push((frame.seq, verdict));
 
         let lap = Instant::now();
-        let judged =
-            Judged { inspection, map: Arc::new(map), crop: flight.crop, roi: flight.roi, threshold, frame };
+        let judged = Judged { inspection, map: Arc::new(map), crop: flight.crop, roi: flight.roi, threshold, frame };
         if let Some(deliver) = self.line.deliver {
             deliver.record(self.record(&judged, latency))?;
         }
@@ -499,12 +498,8 @@ impl<'a> Judge<'a> {
             image: ImageSize { width: size.width, height: size.height },
             part_box: Some(Rect { x: shift(b.x, roi.x), y: shift(b.y, roi.y), w: b.w, h: b.h }),
         };
-        let pictures = Judged {
-            inspection: i.clone(),
-            frame: judged.frame.clone(),
-            map: judged.map.clone(),
-            ..*judged
-        };
+        let pictures =
+            Judged { inspection: i.clone(), frame: judged.frame.clone(), map: judged.map.clone(), ..*judged };
         Record { row, anomaly: Some(Anomaly { event, pictures: Box::new(move || pictures.pictures()) }) }
     }
 

@@ -1,4 +1,4 @@
-//! Files of a model package: checksums, safetensors, PNGs, and writing a folder so that it is there wholly or not at all.
+//! Files of a model package: checksums, safetensors, PNGs.
 
 use crate::detect::head::{Normality, RANK};
 use crate::error::{Context, Error, Result};
@@ -9,106 +9,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// A folder under construction beside its destination; removed when dropped unpublished.
-pub(super) struct Staging {
-    dir: tempfile::TempDir,
-    destination: PathBuf,
-}
-
-/// A destination must be new, empty, or an older model package.
-pub(super) fn check_destination(dir: &Path) -> Result<()> {
-    let parent = parent_of(dir);
-    if !parent.is_dir() {
-        return Err(Error::usage(format!("output folder \"{}\" has no parent folder", dir.display()))
-            .hint(format!("make \"{}\" first", parent.display())));
-    }
-    match fs::read_dir(dir) {
-        Ok(mut entries) => {
-            if entries.next().is_some() && !dir.join(super::MANIFEST).is_file() {
-                return Err(Error::usage(format!(
-                    "output folder \"{}\" exists and is not a model package",
-                    dir.display()
-                ))
-                .hint("name a new folder; nothing was changed"));
-            }
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(unwritable(dir).because(e)),
-    }
-    // the cheapest proof that the parent can be written to is to write there
-    tempfile::tempdir_in(parent).map(drop).map_err(|e| unwritable(dir).because(e))
-}
-
-fn unwritable(dir: &Path) -> Error {
-    Error::failed(format!("output folder \"{}\" cannot be written", dir.display()))
-        .hint("check its parent folder's permissions and free space, or name another folder with --out")
-}
-
-fn parent_of(dir: &Path) -> &Path {
-    match dir.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    }
-}
-
-impl Staging {
-    pub(super) fn new(destination: &Path) -> Result<Self> {
-        check_destination(destination)?;
-        let dir = tempfile::Builder::new()
-            .prefix(".linesight-")
-            .suffix(".partial")
-            .tempdir_in(parent_of(destination))
-            .map_err(|e| unwritable(destination).because(e))?;
-        Ok(Staging { dir, destination: destination.to_owned() })
-    }
-
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.dir.path().join(name);
-        let write = || -> std::io::Result<()> {
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            let mut file = fs::File::create(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().map_err(|e| unwritable(&self.destination).because(e))
-    }
-
-    /// Puts the folder in its place; an older package is moved away first and removed after.
-    pub(super) fn publish(self) -> Result<()> {
-        let staged = self.dir.keep();
-        let place = || -> std::io::Result<()> {
-            #[cfg(unix)]
-            fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-            fs::File::open(&staged)?.sync_all()?;
-            if self.destination.exists() {
-                let old = staged.with_extension("old");
-                fs::rename(&self.destination, &old)?;
-                if let Err(e) = fs::rename(&staged, &self.destination) {
-                    // the older package must not vanish because the newer one cannot be placed
-                    fs::rename(&old, &self.destination)?;
-                    return Err(e);
-                }
-                fs::remove_dir_all(&old)?;
-            } else {
-                fs::rename(&staged, &self.destination)?;
-            }
-            fs::File::open(parent_of(&self.destination))?.sync_all()
-        };
-        place().map_err(|e| {
-            // what cannot be removed now was never published; the error below is what matters
-            let _ = fs::remove_dir_all(&staged);
-            unwritable(&self.destination).because(e)
-        })
-    }
 }
 
 /// A package being read: every file is checked against the manifest's checksum.

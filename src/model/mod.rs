@@ -16,6 +16,7 @@ use crate::prepare::locate::Locator;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, KERNEL, Size};
 use crate::prepare::{Preparation, Registration, Roi};
+use crate::staging::{self, Staging};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -146,7 +147,7 @@ impl Model {
 
     /// Writes the package to `dir`, which must be new, empty, or hold an older model package.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
-        let staging = files::Staging::new(dir)?;
+        let staging = Staging::new(dir, MANIFEST)?;
         let mut sums = BTreeMap::new();
         let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
             sums.insert(name.to_owned(), files::sha256(bytes));
@@ -308,7 +309,7 @@ pub fn name_from(dir: &Path) -> String {
 
 /// Refuses a destination that holds something else, before any work is done.
 pub fn check_destination(dir: &Path) -> Result<()> {
-    files::check_destination(dir)
+    staging::check_destination(dir, MANIFEST)
 }
 
 /// Path of the file that names a package.

@@ -265,7 +265,8 @@ impl SqliteStore {
 
     fn object_dir(&self, id: Uuid) -> PathBuf {
         let id = id.to_string();
-        self.dir.join("objects").join(id.get(..2).unwrap_or("00")).join(&id)
+        // the first digits of a UUIDv7 are its time and would put everything into one folder; the last are random
+        self.dir.join("objects").join(id.get(34..).unwrap_or("00")).join(&id)
     }
 
     /// Writes the pictures where nobody looks yet, synced.

@@ -1,0 +1,58 @@
+//! One file for each command. Each has its arguments (clap) and a `run` that returns the exit code.
+
+mod bench;
+mod demo;
+mod doctor;
+mod inspect;
+mod model;
+mod review;
+mod teach;
+mod terminal;
+
+use crate::error::{Context, Result};
+use clap::Subcommand;
+use serde::Serialize;
+use std::io::Write;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Teach, inspect and review the bundled sample recording.
+    Demo(demo::Arguments),
+    /// Learn a model from good parts.
+    Teach(teach::Arguments),
+    /// Inspect a recording, an image or a folder of images with a model.
+    Inspect(inspect::Arguments),
+    /// Serve the review endpoint and its pages.
+    Review(review::Arguments),
+    /// Measure what a model costs on this machine.
+    Bench(bench::Arguments),
+    /// Check what this machine has and say what is missing.
+    Doctor(doctor::Arguments),
+    /// Look at a model package, check it, calibrate it for another device.
+    Model(model::Arguments),
+}
+
+/// Runs a command; the result is the process's exit code.
+pub fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Demo(a) => demo::run(a),
+        Command::Teach(a) => teach::run(a),
+        Command::Inspect(a) => inspect::run(a),
+        Command::Review(a) => review::run(a),
+        Command::Bench(a) => bench::run(a),
+        Command::Doctor(a) => doctor::run(a),
+        Command::Model(a) => model::run(a),
+    }
+}
+
+/// Prints one JSON document to stdout.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).failed(|| "the result cannot be written as JSON")?;
+    print_text(&text)
+}
+
+/// Prints to stdout; a closed pipe is an error, not a panic.
+fn print_text(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).failed(|| "cannot write to stdout")
+}

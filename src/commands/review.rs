@@ -1,0 +1,31 @@
+//! `linesight review`
+
+use super::print_text;
+use super::terminal::stop_flag;
+use crate::error::Result;
+use crate::review::{Config, Server};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Folder that keeps anomalies and their pictures; made when it is not there.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Address to listen on; loopback only, as there are no accounts yet.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+}
+
+pub(super) fn run(a: Arguments) -> Result<u8> {
+    let stop = stop_flag()?;
+    let server = Server::start(Config { data_dir: a.data, listen: a.listen })?;
+    print_text(&format!("review page: {} (Ctrl-C stops)", server.url()))?;
+    while !stop.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    server.stop();
+    Ok(0)
+}
