@@ -1,5 +1,7 @@
 //! Delivery over real sockets to endpoints that misbehave, out of processes that are killed, and onto disks that are full.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/bad_server.rs"]
 mod bad_server;
 

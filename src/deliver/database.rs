@@ -176,7 +176,10 @@ impl Database {
     pub fn shrink(&mut self) -> Sql<()> {
         let free: i64 = self.connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
         if free > FREE_PAGES {
-            self.connection.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES_BACK})"))?;
+            // gives back one page a step
+            let mut vacuum = self.connection.prepare_cached(&format!("PRAGMA incremental_vacuum({PAGES_BACK})"))?;
+            let mut steps = vacuum.query([])?;
+            while steps.next()?.is_some() {}
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! 4. Failures are followed by pauses that double, up to `Limits::retry_slowest`; `Retry-After` prolongs them:
 //!    `pauses_double_up_to_the_slowest` (here), `retry_after_is_respected`.
 //! 5. Nothing is given up: what was refused is delivered once a person has mended the endpoint: `mended_endpoint_gets_all`.
-//! 6. At most one warning a minute.
+//! 6. At most one warning in [`WARN_EVERY`]: `warnings_are_rare` (here).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,8 +49,26 @@ pub(super) struct Uploader {
     refusals: u32,
     /// The oldest anomaly while it keeps failing.
     suspect: Option<Suspect>,
-    warned: Option<Instant>,
+    warnings: Warnings,
+}
+
+/// At most one in [`WARN_EVERY`].
+#[derive(Default)]
+struct Warnings {
+    last: Option<Instant>,
     unsaid: u64,
+}
+
+impl Warnings {
+    /// Whether to warn now, and how many were left unsaid since the last one.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.duration_since(last) < WARN_EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 struct Suspect {
@@ -86,8 +104,7 @@ impl Uploader {
             failures: 0,
             refusals: 0,
             suspect: None,
-            warned: None,
-            unsaid: 0,
+            warnings: Warnings::default(),
         }
     }
 
@@ -228,15 +245,11 @@ impl Uploader {
     /// Remembers why, and says so at most once a minute.
     fn failed(&mut self, why: &str) {
         Shared::set(&self.shared.last_error, Some(why.to_owned()));
-        if self.warned.is_some_and(|at| at.elapsed() < WARN_EVERY) {
-            self.unsaid += 1;
-            return;
+        if let Some(unsaid) = self.warnings.due(Instant::now()) {
+            let waiting = self.shared.waiting.load(std::sync::atomic::Ordering::Relaxed);
+            let endpoint = self.client.shown();
+            warn!(endpoint, why, waiting, unsaid, "an anomaly was not delivered; it is kept and tried again");
         }
-        let waiting = self.shared.waiting.load(std::sync::atomic::Ordering::Relaxed);
-        let endpoint = self.client.shown();
-        warn!(endpoint, why, waiting, unsaid = self.unsaid, "an anomaly was not delivered; it is kept and tried again");
-        self.warned = Some(Instant::now());
-        self.unsaid = 0;
     }
 
     /// Until the outcome is committed: an acknowledged anomaly that stayed in the spool would be sent again.
@@ -295,5 +308,14 @@ mod tests {
         );
         assert_eq!([1, 9].map(|n| at(n, 1.0)), [100, 15_000]);
         assert!((0..100).map(|_| random()).all(|r| (0.0..=1.0).contains(&r)));
+    }
+
+    #[test]
+    fn warnings_are_rare() {
+        let (mut warnings, start) = (Warnings::default(), Instant::now());
+        assert_eq!(warnings.due(start), Some(0));
+        assert_eq!((1..60).filter_map(|s| warnings.due(start + Duration::from_secs(s))).count(), 0);
+        assert_eq!(warnings.due(start + WARN_EVERY), Some(59));
+        assert_eq!(warnings.due(start + 2 * WARN_EVERY), Some(0));
     }
 }
