@@ -317,6 +317,7 @@ fn prepare_parts(
                 }
                 let found = finder.find(preparer.shrinker(), &frame)?;
                 let crossings = tracker.observe(frame.seq, &found);
+                tracing::trace!(frame = frame.seq, ?found, ?crossings, "located");
                 counters.lost.store(tracker.lost(), Relaxed);
                 crossings
             }

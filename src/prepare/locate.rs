@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::frame::{Frame, PixelFormat};
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use nalgebra::{DMatrix, DVector};
-use opencv::core::{Mat, Point, Scalar};
+use opencv::core::{Mat, Point};
 use opencv::imgproc;
 use opencv::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ const LOCATE_SIDE: u32 = 320;
 const SIGMAS: f32 = 6.0;
 /// ... and by at least this many grey levels.
 const MIN_LEVELS: f32 = 7.0;
+/// Pieces are joined while their union is no larger than this many parts.
+const JOIN: f32 = 1.2;
 /// Smallest part, as a share of the ROI, while its size is not yet known.
 const MIN_AREA: f64 = 0.004;
 
@@ -219,6 +221,7 @@ impl Finder {
         let mask = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, &self.mask)
             .failed(|| "locate: mask size")?;
         let mut closed = Mat::default();
+        let border = imgproc::morphology_default_border_value().failed(|| "locate: border")?;
         imgproc::morphology_ex(
             &mask,
             &mut closed,
@@ -227,7 +230,8 @@ impl Finder {
             Point::new(-1, -1),
             1,
             opencv::core::BORDER_CONSTANT,
-            Scalar::all(0.0),
+            // outside the picture is neither part nor belt: any other value would wear parts off at the edge
+            border,
         )
         .failed(|| "locate: morphology")?;
         let (mut labels, mut stats, mut centroids) = (Mat::default(), Mat::default(), Mat::default());
@@ -299,7 +303,7 @@ impl Finder {
         for piece in found {
             let home = joined.iter_mut().find(|j| {
                 let u = j.union(&piece);
-                u.width <= part.width * 1.08 && u.height <= part.height * 1.08
+                u.width <= part.width * JOIN && u.height <= part.height * JOIN
             });
             match home {
                 Some(j) => *j = j.union(&piece),

@@ -12,6 +12,8 @@ use crate::prepare::shrink::Crop;
 
 /// Frames that a part may stay unseen before it is given up, when it is not about to cross.
 const PATIENCE: u64 = 12;
+/// How far from its predicted place a part is still the same, as a share of its size.
+const REACH: f32 = 0.35;
 /// Sightings before the gate that make a track a part, not a ghost.
 const MIN_SIGHTINGS: u32 = 2;
 
@@ -77,7 +79,7 @@ impl Tracker {
             let predicted = track.along + track.speed * (seq - track.seen) as f32;
             for (i, &(along, across)) in seen.iter().enumerate() {
                 let (da, dc) = ((along - predicted).abs(), (across - track.across).abs());
-                if da < 0.5 * length && dc < 0.5 * breadth {
+                if da < REACH * length && dc < REACH * breadth {
                     pairs.push((da + dc, t, i));
                 }
             }
