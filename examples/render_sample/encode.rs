@@ -4,13 +4,14 @@ use crate::scene::{FPS, Frame, HEIGHT, WIDTH};
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
 use linesight::error::{Context, Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A file that frames can be appended to.
 pub struct Encoder {
     pipeline: gst::Pipeline,
     source: gst_app::AppSrc,
     frames: usize,
+    path: PathBuf,
 }
 
 impl Encoder {
@@ -47,7 +48,7 @@ impl Encoder {
         source.set_block(true);
         source.set_max_bytes((WIDTH * HEIGHT * 3 / 2 * 24) as u64);
         pipeline.set_state(gst::State::Playing).failed(|| format!("cannot write \"{location}\""))?;
-        Ok(Encoder { pipeline, source, frames: 0 })
+        Ok(Encoder { pipeline, source, frames: 0, path: path.to_path_buf() })
     }
 
     /// Appends one frame; waits when the encoder is behind.
@@ -72,6 +73,26 @@ impl Encoder {
         if let Some(gst::MessageView::Error(e)) = message.as_ref().map(|m| m.view()) {
             return Err(Error::failed("cannot write the recording").because(e.error()));
         }
-        stopped.map(|_| ())
+        stopped?;
+        let name = || format!("cannot write \"{}\"", self.path.display());
+        let mut file = std::fs::read(&self.path).failed(name)?;
+        forget_when(&mut file);
+        std::fs::write(&self.path, file).failed(name)
+    }
+}
+
+/// Sets the times of creation and change in an MP4 file to zero: nothing else in it would differ from one day to the next.
+fn forget_when(boxes: &mut [u8]) {
+    let mut rest = boxes;
+    while let Some(&[a, b, c, d]) = rest.first_chunk() {
+        let length = (u32::from_be_bytes([a, b, c, d]) as usize).clamp(8, rest.len().max(8));
+        let Some((this, next)) = rest.split_at_mut_checked(length) else { return };
+        match &this[4..8] {
+            b"moov" | b"trak" | b"mdia" => forget_when(&mut this[8..]),
+            // version and flags, then both times of 32 bits each
+            b"mvhd" | b"tkhd" | b"mdhd" if this.len() >= 20 && this[8] == 0 => this[12..20].fill(0),
+            _ => {}
+        }
+        rest = next;
     }
 }
