@@ -88,6 +88,7 @@ impl Preparer {
             let shift = registrar.measure(&self.luma)?;
             let dx = (shift.dx * f64::from(start.width) / f64::from(p.input.width)).round();
             let dy = (shift.dy * f64::from(start.height) / f64::from(p.input.height)).round();
+            tracing::trace!(frame = frame.seq, ?shift, "registered");
             let moved = pose.crop.shifted(dx as i32, dy as i32);
             if f64::from((moved.x - start.x).abs()) > limit_x || f64::from((moved.y - start.y).abs()) > limit_y {
                 // a correlation peak this far away is more likely wrong than right: the located pose is kept
