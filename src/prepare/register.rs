@@ -146,7 +146,10 @@ mod tests {
         let first = r.measure(&picture(size, 5, -3)).unwrap();
         for _ in 0..50 {
             let again = r.measure(&picture(size, 5, -3)).unwrap();
-            assert!((again.dx - first.dx).abs() + (again.response - first.response).abs() < 1e-9, "{first:?} {again:?}");
+            assert!(
+                (again.dx - first.dx).abs() + (again.response - first.response).abs() < 1e-9,
+                "{first:?} {again:?}"
+            );
         }
     }
 

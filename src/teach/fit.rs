@@ -227,10 +227,19 @@ pub fn held_out(features: &Features, folds: &[Vec<usize>]) -> Vec<Vec<f32>> {
     out
 }
 
-/// Contiguous folds: parts that look alike because they were seen one after the other stay together.
-pub fn folds(parts: usize, wanted: usize) -> Vec<Vec<usize>> {
-    let n = wanted.clamp(2, parts.max(2));
-    (0..n).map(|f| (f * parts / n..(f + 1) * parts / n).collect()).filter(|f: &Vec<usize>| !f.is_empty()).collect()
+/// Contiguous folds of whole groups (`groups[i]` is the physical part that view `i` shows, ascending): parts that look alike
+/// because they were seen one after the other stay together.
+pub fn folds(groups: &[usize], wanted: usize) -> Vec<Vec<usize>> {
+    let mut distinct = groups.to_vec();
+    distinct.dedup();
+    let n = wanted.clamp(2, distinct.len().max(2));
+    (0..n)
+        .map(|f| {
+            let chosen = &distinct[f * distinct.len() / n..(f + 1) * distinct.len() / n];
+            (0..groups.len()).filter(|&i| chosen.contains(&groups[i])).collect()
+        })
+        .filter(|f: &Vec<usize>| !f.is_empty())
+        .collect()
 }
 
 #[cfg(test)]
@@ -260,7 +269,7 @@ mod tests {
     fn held_out_distances_equal_those_of_a_refit() {
         for n in [12, 90] {
             let f = features(n);
-            let folds = folds(n, 5);
+            let folds = folds(&(0..n).collect::<Vec<_>>(), 5);
             let fast = held_out(&f, &folds);
             for fold in &folds {
                 let train: Vec<usize> = (0..n).filter(|i| !fold.contains(i)).collect();
@@ -294,8 +303,13 @@ mod tests {
     #[test]
     fn folds_cover_every_part_once() {
         for (n, k) in [(5, 5), (7, 5), (50, 5), (6, 2)] {
-            let f = folds(n, k);
+            let f = folds(&(0..n).collect::<Vec<_>>(), k);
             assert_eq!(f.concat(), (0..n).collect::<Vec<_>>());
         }
+        // three views of each of four parts: a part is never on both sides
+        let groups: Vec<usize> = (0..12).map(|i| i / 3).collect();
+        let f = folds(&groups, 3);
+        assert_eq!(f.concat(), (0..12).collect::<Vec<_>>());
+        assert!(f.iter().all(|f| f.len() % 3 == 0), "{f:?}");
     }
 }

@@ -142,8 +142,9 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
 
     let collected = parts::collect(options, progress)?;
     let (locator, mut parts) = (collected.locator, collected.parts);
-    if parts.len() < MIN_PARTS {
-        return Err(too_few(parts.len()));
+    let seen = parts.iter().filter(|p| p.at_gate).count();
+    if seen < MIN_PARTS {
+        return Err(too_few(seen));
     }
     let inset = if options.trigger == Trigger::Presence { PRESENCE_INSET } else { 0.0 };
     for part in &mut parts {
@@ -176,36 +177,38 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
 
     progress("fit", 0, None);
     let mask = options.mask.as_deref().map(|p| load_mask(p, &parts, map_size(backbone.grid()))).transpose()?;
-    let (mut scores, left_out) = held_out_scores(&features, mask.as_deref(), &parts)?;
+    let mut scores = held_out_scores(&features, mask.as_deref(), &parts)?;
+    let left_out = wildly_different(&scores, &parts);
+    let mut left_out_names = Vec::new();
     if !left_out.is_empty() {
-        let keep: Vec<bool> = (0..parts.len()).map(|i| !left_out.contains(&i)).collect();
-        for &i in &left_out {
+        let middle = median(&gate_scores(&scores, &parts));
+        for (part, score) in parts.iter().zip(&scores).filter(|(p, _)| p.at_gate && left_out.contains(&p.group)) {
             tracing::warn!(
-                "good part {} is wildly different from the others (score {:.1}, median {:.1}): it is left out",
-                parts[i].label,
-                scores[i],
-                median(&scores)
+                "good part {} is wildly different from the others (score {score:.1}, median {middle:.1}): it is left out",
+                part.label
             );
+            left_out_names.push(part.label.clone());
         }
-        let mut k = keep.iter();
-        features.parts.retain(|_| *k.next().unwrap_or(&true));
-        if features.parts.len() < MIN_PARTS {
-            return Err(too_few(features.parts.len()));
+        let mut keep = parts.iter().map(|p| !left_out.contains(&p.group));
+        features.parts.retain(|_| keep.next().unwrap_or(true));
+        parts.retain(|p| !left_out.contains(&p.group));
+        let kept = parts.iter().filter(|p| p.at_gate).count();
+        if kept < MIN_PARTS {
+            return Err(too_few(kept));
         }
-        scores = held_out_scores(&features, mask.as_deref(), &[])?.0;
+        scores = held_out_scores(&features, mask.as_deref(), &parts)?;
     }
-    let left_out_names: Vec<String> = left_out.iter().map(|&i| parts[i].label.clone()).collect();
     let method = "position-wise low-rank Gaussian (ppca)";
-    let n = features.parts.len();
+    let n = parts.iter().filter(|p| p.at_gate).count();
     let calibration = Calibration::new(
-        scores,
+        gate_scores(&scores, &parts),
         options.false_reject_rate,
         format!(
             "{} contiguous folds of {n} good parts, refitted without the fold; Student t prediction tail",
             FOLDS.min(n)
         ),
     )?;
-    let normality = fit::fit(&features, &(0..n).collect::<Vec<_>>());
+    let normality = fit::fit(&features, &(0..parts.len()).collect::<Vec<_>>());
     normality.validate()?;
     next(&mut stages.fit);
 
@@ -231,7 +234,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         reference: Vec::new(),
         sha256: String::new(),
     };
-    model.reference = reference_parts(&model, &mut backbone, &parts, &left_out)?;
+    model.reference = reference_parts(&model, &mut backbone, &parts)?;
     let c = &model.calibration;
     let report = Report {
         name: model.name.clone(),
@@ -299,18 +302,25 @@ fn extract(backbone: &mut Backbone, p: &Preparation, parts: &[Part], progress: P
     Ok(Features { grid: backbone.grid(), channels: backbone.channels(), parts: out })
 }
 
-/// Held-out scores in the order of the parts, and which parts are wildly different.
-fn held_out_scores(features: &Features, mask: Option<&[u8]>, parts: &[Part]) -> Result<(Vec<f32>, Vec<usize>)> {
-    let distances = fit::held_out(features, &fit::folds(features.parts.len(), FOLDS));
+/// Held-out scores in the order of the parts.
+fn held_out_scores(features: &Features, mask: Option<&[u8]>, parts: &[Part]) -> Result<Vec<f32>> {
+    let groups: Vec<usize> = parts.iter().map(|p| p.group).collect();
+    let distances = fit::held_out(features, &fit::folds(&groups, FOLDS));
     let mut head = Head::new(features.grid);
-    let scores = distances.iter().map(|d| head.smooth(d, mask).map(|m| m.max())).collect::<Result<Vec<f32>>>()?;
-    let middle = median(&scores);
-    let spread = 1.4826 * median(&scores.iter().map(|s| (s - middle).abs()).collect::<Vec<_>>());
-    let strange = |&i: &usize| {
-        scores[i] > middle + OUTLIER_DEVIATIONS * spread && scores[i] > OUTLIER_RATIO * middle && i < parts.len()
-    };
-    let left_out = (0..scores.len()).filter(strange).collect();
-    Ok((scores, left_out))
+    distances.iter().map(|d| head.smooth(d, mask).map(|m| m.max())).collect()
+}
+
+fn gate_scores(scores: &[f32], parts: &[Part]) -> Vec<f32> {
+    scores.iter().zip(parts).filter(|(_, p)| p.at_gate).map(|(s, _)| *s).collect()
+}
+
+/// Groups whose held-out score is far from all others'.
+fn wildly_different(scores: &[f32], parts: &[Part]) -> Vec<usize> {
+    let at_gate = gate_scores(scores, parts);
+    let middle = median(&at_gate);
+    let spread = 1.4826 * median(&at_gate.iter().map(|s| (s - middle).abs()).collect::<Vec<_>>());
+    let limit = (middle + OUTLIER_DEVIATIONS * spread).max(OUTLIER_RATIO * middle);
+    scores.iter().zip(parts).filter(|(s, p)| p.at_gate && **s > limit).map(|(_, p)| p.group).collect()
 }
 
 fn median(values: &[f32]) -> f32 {
@@ -320,13 +330,8 @@ fn median(values: &[f32]) -> f32 {
 }
 
 /// A few taught parts with the scores that the finished model gives them.
-fn reference_parts(
-    model: &Model,
-    backbone: &mut Backbone,
-    parts: &[Part],
-    left_out: &[usize],
-) -> Result<Vec<(Vec<u8>, f32)>> {
-    let kept: Vec<&Part> = (0..parts.len()).filter(|i| !left_out.contains(i)).map(|i| &parts[i]).collect();
+fn reference_parts(model: &Model, backbone: &mut Backbone, parts: &[Part]) -> Result<Vec<(Vec<u8>, f32)>> {
+    let kept: Vec<&Part> = parts.iter().filter(|p| p.at_gate).collect();
     let mut preparer = Preparer::new(&model.preparation)?;
     let mut request = backbone.request()?;
     let mut head = Head::new(model.normality.grid);

@@ -6,13 +6,19 @@ use crate::error::{Error, Result};
 use crate::frame::Frame;
 use crate::model::Trigger;
 use crate::prepare::Roi;
-use crate::prepare::locate::{Finder, Learner, Locator};
+use crate::prepare::locate::{Finder, Found, Learner, Locator};
 use crate::prepare::shrink::{Crop, Shrinker};
 use crate::prepare::track::Tracker;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Most parts that are taught: more cost memory and time and improve little. Longer sources are sampled evenly.
 const MAX_PARTS: u64 = 200;
+/// Views of each located part that are taught beside the one at the gate: the frames just before it, which show the same
+/// part with other noise, light and sub-pixel position.
+const EXTRA_VIEWS: usize = 4;
+/// Enough views: beyond, only the one at the gate is taken.
+const MAX_VIEWS: usize = 300;
 /// Kept around a part, as a fraction of its size, so that registration can move the crop over real content.
 const MARGIN: f32 = 0.08;
 
@@ -23,6 +29,10 @@ pub(super) struct Part {
     pub crop: Crop,
     /// How a person finds it: file, or frame number and time.
     pub label: String,
+    /// Which physical part it is; views of one part stay in one fold of the calibration.
+    pub group: usize,
+    /// The view that an inspection would use: its held-out score counts in the calibration.
+    pub at_gate: bool,
 }
 
 pub(super) struct Collected {
@@ -63,7 +73,7 @@ fn frames(options: &Options, progress: Progress<'_>) -> Result<Vec<Part>> {
                 continue;
             }
             let crop = Roi::in_frame(options.roi, frame.width(), frame.height())?;
-            kept.push(Part { crop, label: label(&frame, source), frame });
+            kept.push(Part { crop, label: label(&frame, source), frame, group: 0, at_gate: true });
             if kept.len() as u64 > 2 * share {
                 let mut i = 0;
                 kept.retain(|_| {
@@ -74,6 +84,9 @@ fn frames(options: &Options, progress: Progress<'_>) -> Result<Vec<Part>> {
             }
         }
         parts.append(&mut kept);
+    }
+    for (i, part) in parts.iter_mut().enumerate() {
+        part.group = i;
     }
     Ok(parts)
 }
@@ -101,10 +114,12 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
     drop(capture);
     let locator = learner.ok_or_else(|| Error::failed(format!("\"{}\" has no frames", first.name())))?.learn()?;
     let mut parts = Vec::new();
+    let mut groups = 0;
     for source in &options.good {
         let mut capture = Capture::open(source, false)?;
         let mut finder = Finder::new(&locator)?;
         let mut tracker = Tracker::new(&locator);
+        let mut earlier: VecDeque<(Arc<Frame>, Vec<Found>)> = VecDeque::new();
         while let Some(frame) = capture.next_frame()? {
             progress("parts", capture.frames(), capture.expected_frames());
             let found = finder.find(&mut shrinker, &frame)?;
@@ -113,24 +128,58 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
                     tracing::warn!("a part {} could not be located and is not taught", label(&frame, source));
                     continue;
                 }
-                if parts.len() as u64 == MAX_PARTS {
+                if groups as u64 == MAX_PARTS {
                     tracing::info!("{MAX_PARTS} parts are enough: the rest of \"{}\" is not used", source.name());
                     return Ok(Collected { locator: Some(locator), parts });
                 }
-                parts.push(cut_out(&frame, crossing.crop, label(&frame, source))?);
+                let name = label(&frame, source);
+                parts.push(cut_out(&frame, crossing.crop, name.clone(), groups, true)?);
+                for (frame, found) in &earlier {
+                    if parts.len() >= MAX_VIEWS {
+                        break;
+                    }
+                    let back = (parts[parts.len() - 1].frame.seq.saturating_sub(frame.seq)) as f32;
+                    if let Some(crop) = view_before(&locator, crossing.crop, back, found) {
+                        parts.push(cut_out(frame, crop, name.clone(), groups, false)?);
+                    }
+                }
+                groups += 1;
+            }
+            earlier.push_back((frame, found));
+            if earlier.len() > EXTRA_VIEWS {
+                earlier.pop_front();
             }
         }
     }
     Ok(Collected { locator: Some(locator), parts })
 }
 
+/// Where the part that is at `gate` now was located `back` frames ago.
+fn view_before(locator: &Locator, gate: Crop, back: f32, found: &[Found]) -> Option<Crop> {
+    let centre = |c: f32, v: f32| c - v * back;
+    let (x, y) = (
+        centre(gate.x as f32 + gate.width as f32 / 2.0, locator.velocity[0]),
+        centre(gate.y as f32 + gate.height as f32 / 2.0, locator.velocity[1]),
+    );
+    let near = found.iter().find(|f| {
+        let (cx, cy) = f.centre();
+        f.is_whole() && (cx - x).abs() < 0.1 * locator.part.width && (cy - y).abs() < 0.1 * locator.part.height
+    })?;
+    let (cx, cy) = near.centre();
+    Some(Crop {
+        x: (cx - gate.width as f32 / 2.0).round() as i32,
+        y: (cy - gate.height as f32 / 2.0).round() as i32,
+        ..gate
+    })
+}
+
 /// Copies a part with its surroundings, so that the frame can go.
-fn cut_out(frame: &Arc<Frame>, crop: Crop, label: String) -> Result<Part> {
+fn cut_out(frame: &Arc<Frame>, crop: Crop, label: String, group: usize, at_gate: bool) -> Result<Part> {
     let (mx, my) = ((crop.width as f32 * MARGIN) as i32, (crop.height as f32 * MARGIN) as i32);
     let (x, y) = ((crop.x - mx).max(0) as u32, (crop.y - my).max(0) as u32);
     let right = (crop.x + crop.width as i32 + mx).clamp(0, frame.width() as i32) as u32;
     let bottom = (crop.y + crop.height as i32 + my).clamp(0, frame.height() as i32) as u32;
     let (copy, x, y) =
         frame.copy_region(x, y, right.saturating_sub(x & !1).max(2), bottom.saturating_sub(y & !1).max(2))?;
-    Ok(Part { frame: Arc::new(copy), crop: crop.shifted(-(x as i32), -(y as i32)), label })
+    Ok(Part { frame: Arc::new(copy), crop: crop.shifted(-(x as i32), -(y as i32)), label, group, at_gate })
 }
