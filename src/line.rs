@@ -51,8 +51,6 @@ pub struct Line<'a> {
     /// Frames at the recording's own rate.
     pub realtime: bool,
     pub model: &'a Model,
-    pub device: Device,
-    pub allow_fallback: bool,
     /// Where verdicts and anomalies go; `None` only counts.
     pub deliver: Option<&'a Deliver>,
     /// Set to end the line as if the source had ended.
@@ -187,15 +185,15 @@ pub fn arm(model: &Model, device: &Device, allow_fallback: bool, throughput: boo
     Ok(backbone)
 }
 
-/// Runs the line until its source ends or `stop` is set. `on_judged` is called for every part, in order, on the verdict path;
+/// Runs the line on an armed network until its source ends or `stop` is set. `on_judged` is called for every part, in order, on the verdict path;
 /// `progress` with frames done and expected.
 pub fn run(
     line: &Line<'_>,
+    backbone: &mut Backbone,
     mut on_judged: impl FnMut(Judged) -> Result<()>,
     progress: impl Fn(u64, Option<u64>),
 ) -> Result<Totals> {
     let started = Instant::now();
-    let mut backbone = arm(line.model, &line.device, line.allow_fallback, !line.realtime)?;
     let mut capture = Capture::open(line.source, line.realtime)?;
     let pool = backbone.pool_size() + 1;
     let (free_tx, free_rx) = bounded::<Request>(pool);
@@ -208,7 +206,7 @@ pub fn run(
     let counters = Counters::default();
     let abort = AtomicBool::new(false);
     let (decode, prepare) = (Recorder::new(), Recorder::new());
-    let mut judge = Judge::new(line, &backbone);
+    let mut judge = Judge::new(line, backbone);
 
     let outcome = std::thread::scope(|scope| -> Result<()> {
         let capturing = std::thread::Builder::new()
@@ -286,6 +284,58 @@ fn capture_frames(
     Ok(())
 }
 
+/// Locates the parts of a frame and says which are to be inspected now.
+struct Gate {
+    belt: Option<(Finder, Tracker)>,
+}
+
+impl Gate {
+    fn new(model: &Model) -> Result<Self> {
+        let belt = match (model.trigger, &model.locator) {
+            (Trigger::Presence, Some(locator)) => Some((Finder::new(locator)?, Tracker::new(locator))),
+            _ => None,
+        };
+        Ok(Gate { belt })
+    }
+
+    fn parts(&mut self, preparer: &mut Preparer, frame: &Frame, roi: Crop) -> Result<Vec<Crossing>> {
+        let Some((finder, tracker)) = &mut self.belt else {
+            return Ok(vec![Crossing { crop: roi, located: true, relative_size: [1.0, 1.0] }]);
+        };
+        let taught = finder.locator().roi;
+        if taught != roi {
+            return Err(Error::failed(format!(
+                "frames are {}x{}, the model was taught with parts located in {}x{}",
+                roi.width, roi.height, taught.width, taught.height
+            ))
+            .hint("record at the resolution that was taught, or teach again"));
+        }
+        let found = finder.find(preparer.shrinker(), frame)?;
+        let crossings = tracker.observe(frame.seq, &found);
+        tracing::trace!(frame = frame.seq, ?found, ?crossings, "located");
+        Ok(crossings)
+    }
+
+    fn lost(&self) -> u64 {
+        self.belt.as_ref().map_or(0, |(_, tracker)| tracker.lost())
+    }
+}
+
+/// Decodes and prepares a whole source without the network: what `bench` measures.
+pub fn prepare_only(model: &Model, source: &Source) -> Result<()> {
+    let mut capture = Capture::open(source, false)?;
+    let mut preparer = Preparer::new(&model.preparation)?;
+    let mut gate = Gate::new(model)?;
+    let mut input = vec![0; model.preparation.input.area() * 3];
+    while let Some(frame) = capture.next_frame()? {
+        let roi = Roi::in_frame(model.roi, frame.width(), frame.height())?;
+        for crossing in gate.parts(&mut preparer, &frame, roi)? {
+            preparer.prepare(&model.preparation, &frame, model.crop_of(crossing.crop), &mut input)?;
+        }
+    }
+    Ok(())
+}
+
 fn prepare_parts(
     model: &Model,
     frames: &Receiver<Arc<Frame>>,
@@ -295,33 +345,12 @@ fn prepare_parts(
     timing: &Recorder,
 ) -> Result<()> {
     let mut preparer = Preparer::new(&model.preparation)?;
-    let mut belt = match (model.trigger, &model.locator) {
-        (Trigger::Presence, Some(locator)) => Some((Finder::new(locator)?, Tracker::new(locator))),
-        _ => None,
-    };
+    let mut gate = Gate::new(model)?;
     for frame in frames {
         let lap = Instant::now();
         let roi = Roi::in_frame(model.roi, frame.width(), frame.height())?;
-        let crossings = match &mut belt {
-            None => vec![Crossing { crop: roi, located: true, relative_size: [1.0, 1.0] }],
-            Some((finder, tracker)) => {
-                if finder.locator().roi != roi {
-                    return Err(Error::failed(format!(
-                        "frames are {}x{}, the model was taught with parts located in {}x{}",
-                        frame.width(),
-                        frame.height(),
-                        finder.locator().roi.width,
-                        finder.locator().roi.height
-                    ))
-                    .hint("record at the resolution that was taught, or teach again"));
-                }
-                let found = finder.find(preparer.shrinker(), &frame)?;
-                let crossings = tracker.observe(frame.seq, &found);
-                tracing::trace!(frame = frame.seq, ?found, ?crossings, "located");
-                counters.lost.store(tracker.lost(), Relaxed);
-                crossings
-            }
-        };
+        let crossings = gate.parts(&mut preparer, &frame, roi)?;
+        counters.lost.store(gate.lost(), Relaxed);
         let mut spent = lap.elapsed();
         for crossing in crossings {
             // waiting for a free request is the detector's time, not ours

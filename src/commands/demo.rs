@@ -8,7 +8,7 @@ use crate::deliver::{Config, Deliver, Endpoint};
 use crate::detect::{Device, Precision};
 use crate::error::{Context, Error, Kind, Result};
 use crate::judge::truth::Truth;
-use crate::line::Line;
+use crate::line::{self, Line};
 use crate::model::{Model, Trigger};
 use crate::review;
 use crate::teach::{self, Options, RegistrationChoice, Variant};
@@ -89,6 +89,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         run: Uuid::now_v7(),
         endpoint: Some(Endpoint { url, token: None }),
     })?;
+    let mut backbone = line::arm(&model, &Device::default(), false, true)?;
     let progress = Progress::new();
     let outcome = inspect(
         &Line {
@@ -97,11 +98,10 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             source: &source,
             realtime: false,
             model: &model,
-            device: Device::default(),
-            allow_fallback: false,
             deliver: Some(&deliver),
             stop: &stop,
         },
+        &mut backbone,
         None,
         &progress,
     );

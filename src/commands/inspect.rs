@@ -4,7 +4,7 @@ use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::deliver::{Config, Deliver, Drained, Endpoint};
-use crate::detect::Device;
+use crate::detect::{Backbone, Device};
 use crate::error::{Context, Error, Result};
 use crate::judge::truth::{Comparison, Truth};
 use crate::line::{self, Judged, Latency, Line, Stages, Totals};
@@ -180,6 +180,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         staging::check_destination(out, RESULTS)?;
     }
     let model = Model::load(&a.model)?;
+    let mut backbone = line::arm(&model, &a.device, a.allow_fallback, !a.realtime)?;
     let deliver = match &a.review {
         Some(url) => {
             let token = a.token_file.as_deref().map(read_token).transpose()?;
@@ -197,11 +198,10 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             source: &source,
             realtime: a.realtime,
             model: &model,
-            device: a.device,
-            allow_fallback: a.allow_fallback,
             deliver: deliver.as_ref(),
             stop: &stop,
         },
+        &mut backbone,
         a.out.as_deref(),
         &progress,
     );
@@ -228,9 +228,14 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
 }
 
 /// Runs the line; with `out`, results and pictures appear there when all went well.
-pub(super) fn inspect(line: &Line<'_>, out: Option<&Path>, progress: &Progress) -> Result<Totals> {
+pub(super) fn inspect(
+    line: &Line<'_>,
+    backbone: &mut Backbone,
+    out: Option<&Path>,
+    progress: &Progress,
+) -> Result<Totals> {
     let report = |done, of| progress.report("inspect", done, of);
-    let Some(out) = out else { return line::run(line, |_| Ok(()), report) };
+    let Some(out) = out else { return line::run(line, backbone, |_| Ok(()), report) };
     let staging = Staging::new(out, RESULTS)?;
     let results = staging.path().join(RESULTS);
     let mut file = std::io::BufWriter::new(std::fs::File::create(&results).map_err(|e| staging.unwritable(e))?);
@@ -246,7 +251,7 @@ pub(super) fn inspect(line: &Line<'_>, out: Option<&Path>, progress: &Progress) 
             }
             Ok(())
         });
-        let totals = line::run(line, |judged| write_result(&mut file, &staging, &tx, judged), report);
+        let totals = line::run(line, backbone, |judged| write_result(&mut file, &staging, &tx, judged), report);
         drop(tx);
         let written = writer
             .join()

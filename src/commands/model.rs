@@ -1,6 +1,202 @@
+//! `linesight model`: look at a package, check it on this machine, calibrate it for another device.
+
+use super::terminal::Progress;
+use super::{print_json, print_text};
+use crate::capture::Source;
+use crate::detect::{Device, Precision};
 use crate::error::Result;
+use crate::line;
+use crate::model::{Model, Trigger};
+use crate::prepare::Registration;
+use crate::prepare::shrink::Size;
+use crate::teach;
+use clap::Subcommand;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
 #[derive(clap::Args)]
-pub struct Arguments {}
-pub(super) fn run(_: Arguments) -> Result<u8> {
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Print what a package holds.
+    Show {
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a package's files and that it gives on this machine the scores it gave where it was taught.
+    Check {
+        dir: PathBuf,
+        #[arg(long, default_value_t = Device::default())]
+        device: Device,
+        #[arg(long)]
+        allow_fallback: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Calibrate a package with good parts, for another device or precision, or for a new threshold.
+    Calibrate {
+        dir: PathBuf,
+        /// Good parts, from the same camera as those that were taught.
+        #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+        good: Vec<String>,
+        #[arg(long, default_value_t = Device::default())]
+        device: Device,
+        /// Arithmetic of the network [default: the package's].
+        #[arg(long, value_enum)]
+        precision: Option<Precision>,
+        #[arg(long)]
+        allow_fallback: bool,
+        /// Share of good parts that may be rejected.
+        #[arg(long, default_value_t = 0.005)]
+        false_reject_rate: f64,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    version: String,
+    sha256: String,
+    created: String,
+    method: String,
+    trigger: Trigger,
+    registration: Registration,
+    input: Size,
+    backbone: String,
+    device: String,
+    precision: Precision,
+    good_parts: usize,
+    threshold: f32,
+    expected_false_reject_rate: f64,
+    guaranteed_false_reject_rate: f64,
+    calibration: String,
+}
+
+impl Shown {
+    fn new(m: &Model) -> Self {
+        Shown {
+            name: m.name.clone(),
+            version: m.version.clone(),
+            sha256: m.sha256.clone(),
+            created: m.created.to_string(),
+            method: m.method.clone(),
+            trigger: m.trigger,
+            registration: m.preparation.registration,
+            input: m.preparation.input,
+            backbone: m.backbone.id.clone(),
+            device: m.device.clone(),
+            precision: m.precision,
+            good_parts: m.calibration.scores.len(),
+            threshold: m.threshold(),
+            expected_false_reject_rate: m.calibration.expected_false_reject_rate,
+            guaranteed_false_reject_rate: m.calibration.guaranteed_false_reject_rate,
+            calibration: m.calibration.method.clone(),
+        }
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "model \"{}\" version {} ({})\n  {}, trigger {:?}, registration {:?}, input {}x{}, backbone {}\n  {} on {}; threshold {:.3} from {} good parts: {:.2} % false rejects expected, {:.1} % guaranteed at best\n  calibration: {}",
+            self.name,
+            self.version,
+            self.sha256,
+            self.method,
+            self.trigger,
+            self.registration,
+            self.input.width,
+            self.input.height,
+            self.backbone,
+            self.precision.as_str(),
+            self.device,
+            self.threshold,
+            self.good_parts,
+            self.expected_false_reject_rate * 100.0,
+            self.guaranteed_false_reject_rate * 100.0,
+            self.calibration
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Checked {
+    ok: bool,
+    device: String,
+    precision: Precision,
+    reference_parts: usize,
+}
+
+pub(super) fn run(a: Arguments) -> Result<u8> {
+    match a.action {
+        Action::Show { dir, json } => {
+            let shown = Shown::new(&Model::load(&dir)?);
+            if json { print_json(&shown)? } else { print_text(&shown.text())? }
+        }
+        Action::Check { dir, device, allow_fallback, json } => {
+            let model = Model::load(&dir)?;
+            let backbone = line::arm(&model, &device, allow_fallback, false)?;
+            let checked = Checked {
+                ok: true,
+                device: backbone.device().to_owned(),
+                precision: model.precision,
+                reference_parts: model.reference.len(),
+            };
+            if json {
+                print_json(&checked)?;
+            } else {
+                print_text(&format!(
+                    "ok: {} reference parts score on {} in {} as they did when the model was taught",
+                    checked.reference_parts,
+                    checked.device,
+                    checked.precision.as_str()
+                ))?;
+            }
+        }
+        Action::Calibrate { dir, good, device, precision, allow_fallback, false_reject_rate, json } => {
+            let mut model = Model::load(&dir)?;
+            let precision = precision.unwrap_or(model.precision);
+            let done = calibrate(&mut model, &dir, &good, &device, precision, allow_fallback, false_reject_rate)?;
+            if json {
+                print_json(&done)?;
+            } else {
+                print_text(&format!(
+                    "model \"{}\" version {}: threshold {:.3} -> {:.3} from {} good parts, {} on {}{}",
+                    done.name,
+                    done.version,
+                    done.threshold_before,
+                    done.threshold,
+                    done.parts,
+                    done.precision.as_str(),
+                    done.device,
+                    if done.fitted_anew { "; fitted anew for this device and precision" } else { "" }
+                ))?;
+            }
+        }
+    }
     Ok(0)
+}
+
+fn calibrate(
+    model: &mut Model,
+    dir: &Path,
+    good: &[String],
+    device: &Device,
+    precision: Precision,
+    allow_fallback: bool,
+    rate: f64,
+) -> Result<teach::Recalibrated> {
+    let good = good.iter().map(|s| Source::parse(s)).collect::<Result<Vec<_>>>()?;
+    let progress = Progress::new();
+    let report = |stage: &str, done, of| progress.report(stage, done, of);
+    let done = teach::calibrate(model, &good, device, precision, allow_fallback, rate, &report);
+    progress.finish();
+    let done = done?;
+    model.save(dir)?;
+    Ok(done)
 }

@@ -9,7 +9,7 @@ mod reference;
 
 use crate::capture::Source;
 use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};
-use crate::detect::head::map_size;
+use crate::detect::head::{Normality, map_size};
 use crate::detect::{Device, Head, Precision};
 use crate::error::{Context, Error, Result};
 use crate::judge::Calibration;
@@ -36,6 +36,8 @@ const OUTLIER_RATIO: f32 = 1.6;
 const PRESENCE_INSET: f32 = 14.0 / 420.0;
 /// Largest shift that registration may apply, as a fraction of the crop's size.
 const MAX_SHIFT: f32 = 24.0 / 420.0;
+/// The method as reports name it.
+const METHOD: &str = "position-wise low-rank Gaussian (ppca)";
 /// Taught parts kept in the package for the parity check.
 const REFERENCE_PARTS: usize = 4;
 
@@ -140,12 +142,9 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
     // a missing runtime should not be found out after minutes of decoding
     crate::detect::runtime::load()?;
 
-    let collected = parts::collect(options, progress)?;
+    let collected = parts::collect(&options.good, options.trigger, options.roi, None, progress)?;
     let (locator, mut parts) = (collected.locator, collected.parts);
-    let seen = parts.iter().filter(|p| p.at_gate).count();
-    if seen < MIN_PARTS {
-        return Err(too_few(seen));
-    }
+    check_count(&parts)?;
     let inset = if options.trigger == Trigger::Presence { PRESENCE_INSET } else { 0.0 };
     for part in &mut parts {
         part.crop = part.crop.inset(inset);
@@ -172,44 +171,13 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         allow_fallback: options.allow_fallback,
         throughput: true,
     })?;
-    let mut features = extract(&mut backbone, &preparation, &parts, progress)?;
+    let mask = options.mask.as_deref().map(|p| load_mask(p, &parts, map_size(backbone.grid()))).transpose()?;
+    let features = extract(&mut backbone, &preparation, &parts, progress)?;
     next(&mut stages.features);
 
     progress("fit", 0, None);
-    let mask = options.mask.as_deref().map(|p| load_mask(p, &parts, map_size(backbone.grid()))).transpose()?;
-    let mut scores = held_out_scores(&features, mask.as_deref(), &parts)?;
-    let left_out = wildly_different(&scores, &parts);
-    let mut left_out_names = Vec::new();
-    if !left_out.is_empty() {
-        let middle = median(&gate_scores(&scores, &parts));
-        for (part, score) in parts.iter().zip(&scores).filter(|(p, _)| p.at_gate && left_out.contains(&p.group)) {
-            tracing::warn!(
-                "good part {} is wildly different from the others (score {score:.1}, median {middle:.1}): it is left out",
-                part.label
-            );
-            left_out_names.push(part.label.clone());
-        }
-        let mut keep = parts.iter().map(|p| !left_out.contains(&p.group));
-        features.parts.retain(|_| keep.next().unwrap_or(true));
-        parts.retain(|p| !left_out.contains(&p.group));
-        let kept = parts.iter().filter(|p| p.at_gate).count();
-        if kept < MIN_PARTS {
-            return Err(too_few(kept));
-        }
-        scores = held_out_scores(&features, mask.as_deref(), &parts)?;
-    }
-    let method = "position-wise low-rank Gaussian (ppca)";
-    let n = parts.iter().filter(|p| p.at_gate).count();
-    let calibration = Calibration::new(
-        gate_scores(&scores, &parts),
-        options.false_reject_rate,
-        format!(
-            "{} contiguous folds of {n} good parts, refitted without the fold; Student t prediction tail",
-            FOLDS.min(n)
-        ),
-    )?;
-    let normality = fit::fit(&features, &(0..parts.len()).collect::<Vec<_>>());
-    normality.validate()?;
+    let Fitted { normality, calibration, left_out } =
+        fit_model(features, &mut parts, mask.as_deref(), options.false_reject_rate)?;
     next(&mut stages.fit);
 
     let mut model = Model {
@@ -238,10 +206,10 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
     let c = &model.calibration;
     let report = Report {
         name: model.name.clone(),
-        parts: n,
-        left_out: left_out_names,
+        parts: c.scores.len(),
+        left_out,
         trigger: options.trigger,
-        method: method.into(),
+        method: METHOD.into(),
         registration: model.preparation.registration,
         spread_before: reference.spread_before,
         spread_after: reference.spread_after,
@@ -260,6 +228,131 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         teach_s: start.elapsed().as_secs_f64(),
     };
     Ok((model, report))
+}
+
+/// What is fitted to features.
+struct Fitted {
+    normality: Normality,
+    calibration: Calibration,
+    /// Labels of the parts that are wildly different; they are no longer in `parts`.
+    left_out: Vec<String>,
+}
+
+/// Held-out calibration first, without parts that are wildly different, then the fit on all that remain.
+fn fit_model(mut features: Features, parts: &mut Vec<Part>, mask: Option<&[u8]>, rate: f64) -> Result<Fitted> {
+    let mut scores = held_out_scores(&features, mask, parts)?;
+    let strange = wildly_different(&scores, parts);
+    let mut left_out = Vec::new();
+    if !strange.is_empty() {
+        let middle = median(&gate_scores(&scores, parts));
+        for (part, score) in parts.iter().zip(&scores).filter(|(p, _)| p.at_gate && strange.contains(&p.group)) {
+            tracing::warn!(
+                "good part {} is wildly different from the others (score {score:.1}, median {middle:.1}): it is left out",
+                part.label
+            );
+            left_out.push(part.label.clone());
+        }
+        let mut keep = parts.iter().map(|p| !strange.contains(&p.group));
+        features.parts.retain(|_| keep.next().unwrap_or(true));
+        parts.retain(|p| !strange.contains(&p.group));
+        check_count(parts)?;
+        scores = held_out_scores(&features, mask, parts)?;
+    }
+    let scores = gate_scores(&scores, parts);
+    let n = scores.len();
+    let method = format!(
+        "{} contiguous folds of {n} good parts, refitted without the fold; Student t prediction tail",
+        FOLDS.min(n)
+    );
+    let calibration = Calibration::new(scores, rate, method)?;
+    let normality = fit::fit(&features, &(0..parts.len()).collect::<Vec<_>>());
+    normality.validate()?;
+    Ok(Fitted { normality, calibration, left_out })
+}
+
+fn check_count(parts: &[Part]) -> Result<()> {
+    let n = parts.iter().filter(|p| p.at_gate).count();
+    if n < MIN_PARTS { Err(too_few(n)) } else { Ok(()) }
+}
+
+/// What [`calibrate`] did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recalibrated {
+    pub name: String,
+    pub version: String,
+    pub parts: usize,
+    pub left_out: Vec<String>,
+    pub device: String,
+    pub precision: Precision,
+    /// True when device or precision changed, so that the normality model was fitted anew.
+    pub fitted_anew: bool,
+    pub threshold_before: f32,
+    pub threshold: f32,
+}
+
+/// Calibrates a model for a device and precision with good parts. On the device and precision that it was taught with, the
+/// threshold is set from the parts' scores, so they should not be the taught ones. On others features differ, and the
+/// normality model is fitted anew from these parts; locating, registration, mask and reference picture stay.
+pub fn calibrate(
+    model: &mut Model,
+    good: &[Source],
+    device: &Device,
+    precision: Precision,
+    allow_fallback: bool,
+    rate: f64,
+    progress: Progress<'_>,
+) -> Result<Recalibrated> {
+    let mut backbone = Backbone::compile(&BackboneOptions {
+        backbone: model.backbone.id.clone(),
+        input: model.preparation.input,
+        device: device.clone(),
+        precision,
+        allow_fallback,
+        throughput: true,
+    })?;
+    let mut parts = parts::collect(good, model.trigger, model.roi, model.locator.as_ref(), progress)?.parts;
+    check_count(&parts)?;
+    for part in &mut parts {
+        part.crop = model.crop_of(part.crop);
+    }
+    let fitted_anew = backbone.device() != model.device || precision != model.precision;
+    if !fitted_anew {
+        // the views beside the gate serve the fit only
+        parts.retain(|p| p.at_gate);
+    }
+    let features = extract(&mut backbone, &model.preparation, &parts, progress)?;
+    progress("fit", 0, None);
+    let threshold_before = model.threshold();
+    let mut left_out = Vec::new();
+    if fitted_anew {
+        let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate)?;
+        (model.normality, model.calibration, left_out) = (fitted.normality, fitted.calibration, fitted.left_out);
+        (model.device, model.precision) = (backbone.device().to_owned(), precision);
+    } else {
+        let mut head = Head::new(features.grid);
+        let scores = features
+            .parts
+            .iter()
+            .map(|f| head.map(&model.normality, f, model.mask.as_deref()).map(|m| m.max()))
+            .collect::<Result<Vec<f32>>>()?;
+        let method = format!("scores of {} good parts given to calibrate; Student t prediction tail", scores.len());
+        model.calibration = Calibration::new(scores, rate, method)?;
+    }
+    model.reference = reference_parts(model, &mut backbone, &parts)?;
+    model.version =
+        model.version.parse::<u64>().map_or_else(|_| format!("{}+1", model.version), |v| (v + 1).to_string());
+    model.created = Timestamp::now();
+    Ok(Recalibrated {
+        name: model.name.clone(),
+        version: model.version.clone(),
+        parts: model.calibration.scores.len(),
+        left_out,
+        device: model.device.clone(),
+        precision,
+        fitted_anew,
+        threshold_before,
+        threshold: model.threshold(),
+    })
 }
 
 /// Input of about the variant's area with the parts' aspect, in multiples of the network's deepest stride.

@@ -1,6 +1,6 @@
 //! Collects the good parts: whole frames, or parts that are located and followed over the belt.
 
-use super::{Options, Progress};
+use super::Progress;
 use crate::capture::{Capture, Source};
 use crate::error::{Error, Result};
 use crate::frame::Frame;
@@ -40,11 +40,31 @@ pub(super) struct Collected {
     pub parts: Vec<Part>,
 }
 
-pub(super) fn collect(options: &Options, progress: Progress<'_>) -> Result<Collected> {
-    match options.trigger {
-        Trigger::Frame => Ok(Collected { locator: None, parts: frames(options, progress)? }),
-        Trigger::Presence => presence(options, progress),
+/// All good parts of the sources. With trigger presence the locator is learned from the first one, unless it is `known`.
+pub(super) fn collect(
+    good: &[Source],
+    trigger: Trigger,
+    roi: Option<Roi>,
+    known: Option<&Locator>,
+    progress: Progress<'_>,
+) -> Result<Collected> {
+    if trigger == Trigger::Frame {
+        return Ok(Collected { locator: None, parts: frames(good, roi, progress)? });
     }
+    if let Some(folder) = good.iter().find(|s| matches!(s, Source::Folder { .. })) {
+        return Err(Error::usage(format!(
+            "trigger \"presence\" needs recordings, \"{}\" is a folder of images",
+            folder.name()
+        ))
+        .hint("for pictures of single parts use --trigger frame"));
+    }
+    let locator = match (known, good.first()) {
+        (Some(locator), _) => locator.clone(),
+        (None, Some(first)) => learn_locator(first, roi, progress)?,
+        (None, None) => return Err(Error::usage("no --good source was given")),
+    };
+    let parts = presence(good, &locator, progress)?;
+    Ok(Collected { locator: Some(locator), parts })
 }
 
 fn label(frame: &Frame, source: &Source) -> String {
@@ -56,10 +76,10 @@ fn label(frame: &Frame, source: &Source) -> String {
 }
 
 /// Each frame is a part.
-fn frames(options: &Options, progress: Progress<'_>) -> Result<Vec<Part>> {
+fn frames(good: &[Source], roi: Option<Roi>, progress: Progress<'_>) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    let share = MAX_PARTS / options.good.len().max(1) as u64;
-    for source in &options.good {
+    let share = MAX_PARTS / good.len().max(1) as u64;
+    for source in good {
         let mut capture = Capture::open(source, false)?;
         // a source of unknown length is sampled by thinning what was kept whenever that grows too long
         let mut step = 1;
@@ -72,7 +92,7 @@ fn frames(options: &Options, progress: Progress<'_>) -> Result<Vec<Part>> {
             if frame.seq % step != 0 {
                 continue;
             }
-            let crop = Roi::in_frame(options.roi, frame.width(), frame.height())?;
+            let crop = Roi::in_frame(roi, frame.width(), frame.height())?;
             kept.push(Part { crop, label: label(&frame, source), frame, group: 0, at_gate: true });
             if kept.len() as u64 > 2 * share {
                 let mut i = 0;
@@ -91,19 +111,14 @@ fn frames(options: &Options, progress: Progress<'_>) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Parts on a belt: the first recording tells where parts are, then all are followed from their beginning.
-fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
+/// Learns where parts are and how they move from the first part of a recording.
+fn learn_locator(first: &Source, roi: Option<Roi>, progress: Progress<'_>) -> Result<Locator> {
     let mut shrinker = Shrinker::new();
     let mut learner = None;
-    let Some(first) = options.good.first() else { return Err(Error::usage("no --good source was given")) };
-    if matches!(first, Source::Folder { .. }) {
-        return Err(Error::usage("trigger \"presence\" needs a recording, a folder of images was given")
-            .hint("for pictures of single parts use --trigger frame"));
-    }
     let mut capture = Capture::open(first, false)?;
     while let Some(frame) = capture.next_frame()? {
         if learner.is_none() {
-            learner = Some(Learner::new(Roi::in_frame(options.roi, frame.width(), frame.height())?));
+            learner = Some(Learner::new(Roi::in_frame(roi, frame.width(), frame.height())?));
         }
         progress("locator", capture.frames(), capture.expected_frames());
         let Some(l) = learner.as_mut() else { continue };
@@ -111,14 +126,18 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
             break;
         }
     }
-    drop(capture);
-    let locator = learner.ok_or_else(|| Error::failed(format!("\"{}\" has no frames", first.name())))?.learn()?;
+    learner.ok_or_else(|| Error::failed(format!("\"{}\" has no frames", first.name())))?.learn()
+}
+
+/// Parts on a belt: each recording is followed from its beginning.
+fn presence(good: &[Source], locator: &Locator, progress: Progress<'_>) -> Result<Vec<Part>> {
+    let mut shrinker = Shrinker::new();
     let mut parts = Vec::new();
     let mut groups = 0;
-    for source in &options.good {
+    for source in good {
         let mut capture = Capture::open(source, false)?;
-        let mut finder = Finder::new(&locator)?;
-        let mut tracker = Tracker::new(&locator);
+        let mut finder = Finder::new(locator)?;
+        let mut tracker = Tracker::new(locator);
         let mut earlier: VecDeque<(Arc<Frame>, Vec<Found>)> = VecDeque::new();
         while let Some(frame) = capture.next_frame()? {
             progress("parts", capture.frames(), capture.expected_frames());
@@ -130,7 +149,7 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
                 }
                 if groups as u64 == MAX_PARTS {
                     tracing::info!("{MAX_PARTS} parts are enough: the rest of \"{}\" is not used", source.name());
-                    return Ok(Collected { locator: Some(locator), parts });
+                    return Ok(parts);
                 }
                 let name = label(&frame, source);
                 parts.push(cut_out(&frame, crossing.crop, name.clone(), groups, true)?);
@@ -139,7 +158,7 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
                         break;
                     }
                     let back = (parts[parts.len() - 1].frame.seq.saturating_sub(frame.seq)) as f32;
-                    if let Some(crop) = view_before(&locator, crossing.crop, back, found) {
+                    if let Some(crop) = view_before(locator, crossing.crop, back, found) {
                         parts.push(cut_out(frame, crop, name.clone(), groups, false)?);
                     }
                 }
@@ -151,7 +170,7 @@ fn presence(options: &Options, progress: Progress<'_>) -> Result<Collected> {
             }
         }
     }
-    Ok(Collected { locator: Some(locator), parts })
+    Ok(parts)
 }
 
 /// Where the part that is at `gate` now was located `back` frames ago.
