@@ -268,7 +268,7 @@ fn capture_frames(
 ) -> Result<()> {
     while !halted() {
         let lap = Instant::now();
-        let Some(frame) = capture.next_frame()? else { break };
+        let Some(frame) = capture.next_frame_unless(&halted)? else { break };
         decode.record(lap.elapsed());
         if frame.seq == 0 {
             counters.expected.store(capture.expected_frames().unwrap_or(0), Relaxed);

@@ -26,7 +26,7 @@ const SIGMAS: f32 = 6.0;
 /// ... and by at least this many grey levels.
 const MIN_LEVELS: f32 = 7.0;
 /// Pieces are joined while their union is no larger than this many parts.
-const JOIN: f32 = 1.2;
+const JOIN: f32 = 1.12;
 /// Smallest part, as a share of the ROI, while its size is not yet known.
 const MIN_AREA: f64 = 0.004;
 
@@ -295,20 +295,30 @@ impl Finder {
         gain(luma, &self.levels[0], &self.strip)
     }
 
-    /// Joins pieces of one part (a dark groove can cut it in two): pieces whose union is no larger than a part.
-    fn join_fragments(&self, mut found: Vec<Found>) -> Vec<Found> {
+    /// Joins pieces of one part (a dark groove can cut it in two), nearest pieces first, while the union is no larger than
+    /// a part can be.
+    fn join_fragments(&self, found: Vec<Found>) -> Vec<Found> {
         let part = self.locator.part;
-        found.sort_by(|a, b| b.area.total_cmp(&a.area));
-        let mut joined: Vec<Found> = Vec::new();
-        for piece in found {
-            let home = joined.iter_mut().find(|j| {
-                let u = j.union(&piece);
-                u.width <= part.width * JOIN && u.height <= part.height * JOIN
-            });
-            match home {
-                Some(j) => *j = j.union(&piece),
-                None => joined.push(piece),
+        let gap = |a: &Found, b: &Found| {
+            let x = (a.x.max(b.x) - (a.x + a.width).min(b.x + b.width)).max(0.0);
+            let y = (a.y.max(b.y) - (a.y + a.height).min(b.y + b.height)).max(0.0);
+            x.max(y)
+        };
+        let mut joined = found;
+        loop {
+            let mut nearest: Option<(f32, usize, usize)> = None;
+            for i in 0..joined.len() {
+                for j in i + 1..joined.len() {
+                    let (u, d) = (joined[i].union(&joined[j]), gap(&joined[i], &joined[j]));
+                    let fits = u.width <= part.width * JOIN && u.height <= part.height * JOIN;
+                    if fits && nearest.is_none_or(|n| d < n.0) {
+                        nearest = Some((d, i, j));
+                    }
+                }
             }
+            let Some((_, i, j)) = nearest else { break };
+            let other = joined.swap_remove(j);
+            joined[i] = joined[i].union(&other);
         }
         // dirt and reflections: far smaller than a part, and not a part that is just entering or leaving
         joined.retain(|f| !f.is_whole() || f.width * f.height > 0.25 * part.width * part.height);
@@ -453,12 +463,15 @@ impl Learner {
             part: PartSize { width: 0.0, height: 0.0 },
             velocity: [0.0, 0.0],
         };
-        let mut finder = Finder::with_size(&locator, false)?;
-        let mut seen = Vec::with_capacity(self.frames.len());
-        for small in &self.frames {
-            seen.push(finder.find_in(small)?);
-        }
-        locator.part = part_size(&seen, self.roi)?;
+        // pieces of parts are among the boxes until their size is known: first the large ones tell it, then all that are
+        // whole once pieces are joined
+        let see = |locator: &Locator, sized| -> Result<Vec<Vec<Found>>> {
+            let mut finder = Finder::with_size(locator, sized)?;
+            self.frames.iter().map(|small| finder.find_in(small)).collect()
+        };
+        locator.part = part_size(&see(&locator, false)?, self.roi, 0.8)?;
+        let seen = see(&locator, true)?;
+        locator.part = part_size(&seen, self.roi, 0.5)?;
         locator.velocity = velocity(&seen, locator.part)?;
         tracing::debug!(?locator, "locator learned");
         Ok(locator)
@@ -599,8 +612,8 @@ impl Learner {
     }
 }
 
-/// Median size of the large boxes that are wholly inside.
-fn part_size(seen: &[Vec<Found>], roi: Crop) -> Result<PartSize> {
+/// Quantile of the sizes of the large boxes that are wholly inside.
+fn part_size(seen: &[Vec<Found>], roi: Crop, quantile: f32) -> Result<PartSize> {
     let least = MIN_AREA * f64::from(roi.width) * f64::from(roi.height);
     let whole: Vec<&Found> =
         seen.iter().flatten().filter(|f| f.is_whole() && f64::from(f.width * f.height) > least).collect();
@@ -610,12 +623,12 @@ fn part_size(seen: &[Vec<Found>], roi: Crop) -> Result<PartSize> {
         return Err(Error::failed("no part was seen whole in the first frames")
             .hint("trigger \"presence\" needs parts that pass through the picture with belt around them; check --roi, or use --trigger frame"));
     };
-    let median = |f: &dyn Fn(&Found) -> f32| {
+    let side = |f: &dyn Fn(&Found) -> f32| {
         let mut v: Vec<f32> = whole.iter().filter(|p| p.width * p.height > 0.5 * large).map(|p| f(p)).collect();
         v.sort_by(f32::total_cmp);
-        v[v.len() / 2]
+        v[((v.len() - 1) as f32 * quantile) as usize]
     };
-    Ok(PartSize { width: median(&|p| p.width), height: median(&|p| p.height) })
+    Ok(PartSize { width: side(&|p| p.width), height: side(&|p| p.height) })
 }
 
 /// Median displacement between consecutive frames of parts that are wholly inside.
