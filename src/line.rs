@@ -76,7 +76,8 @@ pub struct Inspection {
     pub part_box: Rect,
 }
 
-/// An inspection with what is needed to make its pictures.
+/// An inspection with what is needed to make its pictures; clones share frame, map and picture.
+#[derive(Clone)]
 pub struct Judged {
     pub inspection: Inspection,
     pub frame: Arc<Frame>,
@@ -84,6 +85,8 @@ pub struct Judged {
     pub crop: Crop,
     pub roi: Crop,
     pub threshold: f32,
+    /// What the place should look like, as JPEG.
+    normal: Arc<Vec<u8>>,
 }
 
 impl Judged {
@@ -92,7 +95,7 @@ impl Judged {
         Ok(Pictures {
             frame_jpeg: picture::frame_jpeg(&self.frame, self.roi)?,
             heatmap_png: picture::heatmap_png(&self.map, self.crop, self.roi, self.threshold)?,
-            normal_jpeg: None,
+            normal_jpeg: Some(self.normal.to_vec()),
         })
     }
 }
@@ -206,7 +209,7 @@ pub fn run(
     let counters = Counters::default();
     let abort = AtomicBool::new(false);
     let (decode, prepare) = (Recorder::new(), Recorder::new());
-    let mut judge = Judge::new(line, backbone);
+    let mut judge = Judge::new(line, backbone)?;
 
     let outcome = std::thread::scope(|scope| -> Result<()> {
         let capturing = std::thread::Builder::new()
@@ -268,7 +271,7 @@ fn capture_frames(
 ) -> Result<()> {
     while !halted() {
         let lap = Instant::now();
-        let Some(frame) = capture.next_frame()? else { break };
+        let Some(frame) = capture.next_frame_unless(&halted)? else { break };
         decode.record(lap.elapsed());
         if frame.seq == 0 {
             counters.expected.store(capture.expected_frames().unwrap_or(0), Relaxed);
@@ -386,6 +389,7 @@ fn prepare_parts(
 struct Judge<'a> {
     line: &'a Line<'a>,
     head: Head,
+    normal: Arc<Vec<u8>>,
     device: String,
     totals: Totals,
     latency: Recorder,
@@ -395,9 +399,10 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(line: &'a Line<'a>, backbone: &Backbone) -> Self {
-        Judge {
+    fn new(line: &'a Line<'a>, backbone: &Backbone) -> Result<Self> {
+        Ok(Judge {
             line,
+            normal: Arc::new(picture::normal_jpeg(&line.model.preparation.reference)?),
             head: Head::new(line.model.normality.grid),
             device: backbone.device().to_owned(),
             totals: Totals {
@@ -420,7 +425,7 @@ impl<'a> Judge<'a> {
             infer: Recorder::new(),
             judge: Recorder::new(),
             deliver: Recorder::new(),
-        }
+        })
     }
 
     fn judge(
@@ -471,7 +476,15 @@ impl<'a> Judge<'a> {
         self.totals.verdicts.push((frame.seq, verdict));
 
         let lap = Instant::now();
-        let judged = Judged { inspection, map: Arc::new(map), crop: flight.crop, roi: flight.roi, threshold, frame };
+        let judged = Judged {
+            inspection,
+            map: Arc::new(map),
+            crop: flight.crop,
+            roi: flight.roi,
+            threshold,
+            frame,
+            normal: self.normal.clone(),
+        };
         if let Some(deliver) = self.line.deliver {
             deliver.record(self.record(&judged, latency))?;
         }
@@ -528,8 +541,7 @@ impl<'a> Judge<'a> {
             image: ImageSize { width: size.width, height: size.height },
             part_box: Some(Rect { x: shift(b.x, roi.x), y: shift(b.y, roi.y), w: b.w, h: b.h }),
         };
-        let pictures =
-            Judged { inspection: i.clone(), frame: judged.frame.clone(), map: judged.map.clone(), ..*judged };
+        let pictures = judged.clone();
         Record { row, anomaly: Some(Anomaly { event, pictures: Box::new(move || pictures.pictures()) }) }
     }
 

@@ -4,6 +4,7 @@
 use crate::detect::AnomalyMap;
 use crate::error::{Context, Result};
 use crate::frame::Frame;
+use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use image::ImageEncoder;
 
@@ -27,6 +28,16 @@ pub fn frame_jpeg(frame: &Frame, roi: Crop) -> Result<Vec<u8>> {
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY)
         .write_image(&rgb, size.width, size.height, image::ExtendedColorType::Rgb8)
         .failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))?;
+    Ok(out)
+}
+
+/// What the inspected place should look like: the reference picture's luma as JPEG.
+pub fn normal_jpeg(reference: &Reference) -> Result<Vec<u8>> {
+    let Size { width, height } = reference.size;
+    let mut out = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY)
+        .write_image(&reference.luma, width, height, image::ExtendedColorType::L8)
+        .failed(|| "the reference picture cannot be encoded as JPEG")?;
     Ok(out)
 }
 

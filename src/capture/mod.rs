@@ -57,17 +57,28 @@ impl Capture {
 
     /// The next frame, or `None` at the end of the source. Waits for a live source.
     pub fn next_frame(&mut self) -> Result<Option<Arc<Frame>>> {
+        self.next_frame_unless(|| false)
+    }
+
+    /// As [`Capture::next_frame`]; also gives `None` soon after `halted` has become true, whatever the source does.
+    pub fn next_frame_unless(&mut self, halted: impl Fn() -> bool) -> Result<Option<Arc<Frame>>> {
         loop {
+            if halted() {
+                return Ok(None);
+            }
             if self.current.is_none() {
                 let Some(path) = self.files.pop() else { return Ok(None) };
                 self.bytes_in += source::file_size(&path)?;
                 self.current = Some(Pipeline::image(&path, self.realtime)?);
             }
             let Some(pipeline) = self.current.as_mut() else { continue };
-            if let Some((buffer, info)) = pipeline.pull()? {
+            if let Some((buffer, info)) = pipeline.pull(&halted)? {
                 let frame = Frame::map(buffer, &info, self.next_seq, pipeline.file_name())?;
                 self.next_seq += 1;
                 return Ok(Some(Arc::new(frame)));
+            }
+            if halted() {
+                return Ok(None);
             }
             self.warnings += pipeline.finish()?;
             self.current = None;

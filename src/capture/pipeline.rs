@@ -99,8 +99,8 @@ impl Pipeline {
         self.file_name.clone()
     }
 
-    /// Next decoded buffer with its format, or `None` at the end of the stream.
-    pub(super) fn pull(&mut self) -> Result<Option<(gst::Buffer, gst_video::VideoInfo)>> {
+    /// Next decoded buffer with its format, or `None` at the end of the stream or when `halted`.
+    pub(super) fn pull(&mut self, halted: &impl Fn() -> bool) -> Result<Option<(gst::Buffer, gst_video::VideoInfo)>> {
         loop {
             if let Some(sample) = self.sink.try_pull_sample(BUS_INTERVAL) {
                 let Some(caps) = sample.caps_owned() else {
@@ -124,7 +124,7 @@ impl Pipeline {
                 return Ok(Some((buffer, info)));
             }
             self.check_bus()?;
-            if self.sink.is_eos() {
+            if self.sink.is_eos() || halted() {
                 return Ok(None);
             }
         }

@@ -51,8 +51,11 @@ fn print_json(value: &impl Serialize) -> Result<()> {
     print_text(&text)
 }
 
-/// Prints to stdout; a closed pipe is an error, not a panic.
+/// Prints to stdout. A reader that has read enough (`| head`) is no failure of the work that was done.
 fn print_text(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).failed(|| "cannot write to stdout")
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.failed(|| "cannot write to stdout"),
+    }
 }

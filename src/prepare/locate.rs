@@ -1,6 +1,6 @@
 //! Locates parts on a belt, at low resolution, without ever needing an empty frame.
 //!
-//! The belt is almost never empty and its texture moves, so neither an empty frame nor a temporal median gives the
+//! How that is learned is in [`super::learn`]. The belt is almost never empty and its texture moves, so neither an empty frame nor a temporal median gives the
 //! background. Parts leave some strip of the picture uncovered (above and below, or left and right of their path): there
 //! the picture changes little over time. From that strip the belt's level is learned as a smooth surface (light falls off
 //! towards the edges) that is extended under the parts; what differs from it by more than the belt's own texture is part.
@@ -10,10 +10,9 @@
 //! 1. The learned [`Locator`] is plain data and lives in the model package; [`Finder`] holds the scratch memory of a thread.
 //! 2. Boxes are in source pixels of the whole frame.
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::frame::{Frame, PixelFormat};
 use crate::prepare::shrink::{Crop, Shrinker, Size};
-use nalgebra::{DMatrix, DVector};
 use opencv::core::{Mat, Point};
 use opencv::imgproc;
 use opencv::prelude::*;
@@ -26,9 +25,7 @@ const SIGMAS: f32 = 6.0;
 /// ... and by at least this many grey levels.
 const MIN_LEVELS: f32 = 7.0;
 /// Pieces are joined while their union is no larger than this many parts.
-const JOIN: f32 = 1.2;
-/// Smallest part, as a share of the ROI, while its size is not yet known.
-const MIN_AREA: f64 = 0.004;
+const JOIN: f32 = 1.12;
 
 /// A located part: its box in source pixels and what is known about it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -92,7 +89,7 @@ pub struct Locator {
 
 /// A frame's ROI at the locating resolution: one plane for each channel.
 pub struct Small {
-    planes: Vec<Vec<u8>>,
+    pub(super) planes: Vec<Vec<u8>>,
 }
 
 /// Shrinks a frame's ROI to the locating resolution.
@@ -180,7 +177,7 @@ impl Finder {
         Self::with_size(locator, true)
     }
 
-    fn with_size(locator: &Locator, sized: bool) -> Result<Self> {
+    pub(super) fn with_size(locator: &Locator, sized: bool) -> Result<Self> {
         let size = locator.size;
         let levels = locator.belt.iter().map(|s| render(s, size)).collect();
         let strip = strip_pixels(&locator.strips, size);
@@ -215,7 +212,7 @@ impl Finder {
         found
     }
 
-    fn find_in(&mut self, small: &Small) -> Result<Vec<Found>> {
+    pub(super) fn find_in(&mut self, small: &Small) -> Result<Vec<Found>> {
         self.foreground(small);
         let size = self.locator.size;
         let mask = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, &self.mask)
@@ -295,20 +292,30 @@ impl Finder {
         gain(luma, &self.levels[0], &self.strip)
     }
 
-    /// Joins pieces of one part (a dark groove can cut it in two): pieces whose union is no larger than a part.
-    fn join_fragments(&self, mut found: Vec<Found>) -> Vec<Found> {
+    /// Joins pieces of one part (a dark groove can cut it in two), nearest pieces first, while the union is no larger than
+    /// a part can be.
+    fn join_fragments(&self, found: Vec<Found>) -> Vec<Found> {
         let part = self.locator.part;
-        found.sort_by(|a, b| b.area.total_cmp(&a.area));
-        let mut joined: Vec<Found> = Vec::new();
-        for piece in found {
-            let home = joined.iter_mut().find(|j| {
-                let u = j.union(&piece);
-                u.width <= part.width * JOIN && u.height <= part.height * JOIN
-            });
-            match home {
-                Some(j) => *j = j.union(&piece),
-                None => joined.push(piece),
+        let gap = |a: &Found, b: &Found| {
+            let x = (a.x.max(b.x) - (a.x + a.width).min(b.x + b.width)).max(0.0);
+            let y = (a.y.max(b.y) - (a.y + a.height).min(b.y + b.height)).max(0.0);
+            x.max(y)
+        };
+        let mut joined = found;
+        loop {
+            let mut nearest: Option<(f32, usize, usize)> = None;
+            for i in 0..joined.len() {
+                for j in i + 1..joined.len() {
+                    let (u, d) = (joined[i].union(&joined[j]), gap(&joined[i], &joined[j]));
+                    let fits = u.width <= part.width * JOIN && u.height <= part.height * JOIN;
+                    if fits && nearest.is_none_or(|n| d < n.0) {
+                        nearest = Some((d, i, j));
+                    }
+                }
             }
+            let Some((_, i, j)) = nearest else { break };
+            let other = joined.swap_remove(j);
+            joined[i] = joined[i].union(&other);
         }
         // dirt and reflections: far smaller than a part, and not a part that is just entering or leaving
         joined.retain(|f| !f.is_whole() || f.width * f.height > 0.25 * part.width * part.height);
@@ -360,7 +367,7 @@ impl Finder {
     }
 }
 
-fn render(s: &Surface, size: Size) -> Vec<f32> {
+pub(super) fn render(s: &Surface, size: Size) -> Vec<f32> {
     let c = s.coefficients;
     let mut out = Vec::with_capacity(size.area());
     for y in 0..size.height {
@@ -372,11 +379,11 @@ fn render(s: &Surface, size: Size) -> Vec<f32> {
     out
 }
 
-fn unit(x: u32, y: u32, size: Size) -> (f32, f32) {
+pub(super) fn unit(x: u32, y: u32, size: Size) -> (f32, f32) {
     ((x as f32 + 0.5) / size.width as f32 * 2.0 - 1.0, (y as f32 + 0.5) / size.height as f32 * 2.0 - 1.0)
 }
 
-fn strip_pixels(strips: &[[u32; 4]], size: Size) -> Vec<u32> {
+pub(super) fn strip_pixels(strips: &[[u32; 4]], size: Size) -> Vec<u32> {
     let mut out = Vec::new();
     for &[x, y, w, h] in strips {
         for yy in y..(y + h).min(size.height) {
@@ -389,7 +396,7 @@ fn strip_pixels(strips: &[[u32; 4]], size: Size) -> Vec<u32> {
 }
 
 /// Median ratio of a plane to its level over some pixels, from a histogram of 1/256 steps.
-fn gain(plane: &[u8], level: &[f32], pixels: &[u32]) -> f32 {
+pub(super) fn gain(plane: &[u8], level: &[f32], pixels: &[u32]) -> f32 {
     let mut histogram = [0u32; 1024];
     // every third pixel is plenty for a median
     for &i in pixels.iter().step_by(3) {
@@ -406,248 +413,4 @@ fn gain(plane: &[u8], level: &[f32], pixels: &[u32]) -> f32 {
         }
     }
     1.0
-}
-
-/// Learns a [`Locator`] from the first part of a recording of good parts.
-pub struct Learner {
-    roi: Crop,
-    size: Size,
-    frames: Vec<Small>,
-}
-
-/// Frames kept for learning (at 30 fps 20 seconds): bounds memory and time.
-pub const LEARN_FRAMES: usize = 600;
-
-impl Learner {
-    pub fn new(roi: Crop) -> Self {
-        Learner { roi, size: locating_size(roi), frames: Vec::new() }
-    }
-
-    /// Takes one frame; false when enough were seen.
-    pub fn observe(&mut self, shrinker: &mut Shrinker, frame: &Frame) -> Result<bool> {
-        let mut small = Small::new();
-        shrink(shrinker, frame, self.roi, self.size, &mut small)?;
-        self.frames.push(small);
-        Ok(self.frames.len() < LEARN_FRAMES)
-    }
-
-    /// The locator, or why there can be none.
-    pub fn learn(self) -> Result<Locator> {
-        if self.frames.len() < 10 {
-            return Err(Error::failed(format!(
-                "{} frames are too few to learn where parts are",
-                self.frames.len()
-            ))
-            .hint("trigger \"presence\" needs a recording of a moving belt; for pictures of single parts use --trigger frame"));
-        }
-        let strips = self.find_strips()?;
-        let pixels = strip_pixels(&strips, self.size);
-        let belt = (0..self.frames[0].planes.len())
-            .map(|c| self.fit_surface(c, &pixels, &strips))
-            .collect::<Result<Vec<_>>>()?;
-        let mut locator = Locator {
-            roi: self.roi,
-            size: self.size,
-            belt,
-            strips,
-            part: PartSize { width: 0.0, height: 0.0 },
-            velocity: [0.0, 0.0],
-        };
-        let mut finder = Finder::with_size(&locator, false)?;
-        let mut seen = Vec::with_capacity(self.frames.len());
-        for small in &self.frames {
-            seen.push(finder.find_in(small)?);
-        }
-        locator.part = part_size(&seen, self.roi)?;
-        locator.velocity = velocity(&seen, locator.part)?;
-        tracing::debug!(?locator, "locator learned");
-        Ok(locator)
-    }
-
-    /// Rows or columns of the picture that no part passes: where the range of values over time is as small as anywhere.
-    fn find_strips(&self) -> Result<Vec<[u32; 4]>> {
-        let (w, h) = (self.size.width as usize, self.size.height as usize);
-        let luma: Vec<&[u8]> = self.frames.iter().map(|f| f.planes[0].as_slice()).collect();
-        // activity of a pixel: spread between the 5 % and 95 % quantiles over time
-        let mut activity = vec![0f32; w * h];
-        let step = (luma.len() / 200).max(1);
-        let mut values = Vec::with_capacity(luma.len() / step + 1);
-        for (i, a) in activity.iter_mut().enumerate() {
-            values.clear();
-            values.extend(luma.iter().step_by(step).map(|f| f[i]));
-            values.sort_unstable();
-            let at = |q: f32| f32::from(values[((values.len() - 1) as f32 * q) as usize]);
-            *a = at(0.95) - at(0.05);
-        }
-        let median = |mut v: Vec<f32>| {
-            v.sort_by(f32::total_cmp);
-            v[v.len() / 2]
-        };
-        // a line that parts pass is active over at least the width of a part: the upper quartile sees it, noise does not
-        let line = |pixels: Vec<f32>| {
-            let mut v = pixels;
-            v.sort_by(f32::total_cmp);
-            v[v.len() * 3 / 4]
-        };
-        let rows: Vec<f32> = (0..h).map(|y| line(activity[y * w..(y + 1) * w].to_vec())).collect();
-        let columns: Vec<f32> = (0..w).map(|x| line((0..h).map(|y| activity[y * w + x]).collect())).collect();
-        let quiet = |lines: &[f32]| {
-            let mut sorted = lines.to_vec();
-            sorted.sort_by(f32::total_cmp);
-            let calm = median(sorted[..(sorted.len() / 10).max(1)].to_vec());
-            let busy = sorted[sorted.len() * 9 / 10];
-            (calm, busy)
-        };
-        let ((calm_r, busy_r), (calm_c, busy_c)) = (quiet(&rows), quiet(&columns));
-        // the direction whose lines differ more is the one across the movement
-        let across_rows = busy_r / calm_r.max(1.0) >= busy_c / calm_c.max(1.0);
-        let (lines, calm, busy) = if across_rows { (&rows, calm_r, busy_r) } else { (&columns, calm_c, busy_c) };
-        if busy < 2.5 * calm.max(2.0) {
-            return Err(Error::failed("no strip of bare belt can be told from the parts' way")
-                .hint("trigger \"presence\" needs parts that move through the picture and, beside their way, a strip of belt that none covers: widen --roi, or use --trigger frame"));
-        }
-        let limit = calm + 0.2 * (busy - calm);
-        let mut strips = Vec::new();
-        let mut start = None;
-        for i in 0..=lines.len() {
-            match (start, i < lines.len() && lines[i] <= limit) {
-                (None, true) => start = Some(i),
-                (Some(s), false) => {
-                    // lines next to the parts' way carry their shadow
-                    let s2 = if s == 0 { 0 } else { s + 3 };
-                    let e2 = if i == lines.len() { i } else { i.saturating_sub(3) };
-                    if e2 > s2 + 2 {
-                        strips.push(if across_rows {
-                            [0, s2 as u32, w as u32, (e2 - s2) as u32]
-                        } else {
-                            [s2 as u32, 0, (e2 - s2) as u32, h as u32]
-                        });
-                    }
-                    start = None;
-                }
-                _ => {}
-            }
-        }
-        if strips.is_empty() {
-            return Err(Error::failed("the strip of bare belt beside the parts' way is too narrow")
-                .hint("widen --roi so that some belt beside the parts stays visible, or use --trigger frame"));
-        }
-        Ok(strips)
-    }
-
-    /// Least squares over the strips' temporal mean, once more without what does not fit (a rail, a screw).
-    fn fit_surface(&self, c: usize, pixels: &[u32], strips: &[[u32; 4]]) -> Result<Surface> {
-        let n = self.frames.len() as f32;
-        let mut mean = vec![0f32; pixels.len()];
-        for f in &self.frames {
-            for (m, &i) in mean.iter_mut().zip(pixels) {
-                *m += f32::from(f.planes[c][i as usize]) / n;
-            }
-        }
-        // with belt on one side of the way only, a parabola would run off on the other: a plane is safer
-        let horizontal = strips.iter().all(|s| s[2] == self.size.width);
-        let (near, far) = strips.iter().fold((false, false), |(a, b), s| {
-            let (at, length, limit) =
-                if horizontal { (s[1], s[3], self.size.height) } else { (s[0], s[2], self.size.width) };
-            (a || at < limit / 2, b || at + length > limit / 2)
-        });
-        let terms: &[usize] = match (near && far, horizontal) {
-            (true, _) => &[0, 1, 2, 3, 4, 5],
-            (false, true) => &[0, 1, 3],
-            (false, false) => &[0, 2, 5],
-        };
-        let basis = |i: u32| {
-            let (u, v) = unit(i % self.size.width, i / self.size.width, self.size);
-            [1.0, u, v, u * u, u * v, v * v]
-        };
-        let mut keep = vec![true; pixels.len()];
-        let mut coefficients = [0f32; 6];
-        for _ in 0..2 {
-            let used: Vec<usize> = (0..pixels.len()).filter(|&i| keep[i]).step_by(2).collect();
-            let a = DMatrix::from_fn(used.len(), terms.len(), |r, t| f64::from(basis(pixels[used[r]])[terms[t]]));
-            let b = DVector::from_fn(used.len(), |r, _| f64::from(mean[used[r]]));
-            let x = (a.transpose() * &a)
-                .cholesky()
-                .ok_or_else(|| Error::failed("the belt's level cannot be fitted"))?
-                .solve(&(a.transpose() * b));
-            coefficients = [0f32; 6];
-            for (t, v) in terms.iter().zip(x.iter()) {
-                coefficients[*t] = *v as f32;
-            }
-            let residual: Vec<f32> = pixels
-                .iter()
-                .zip(&mean)
-                .map(|(&i, m)| m - basis(i).iter().zip(coefficients).map(|(a, b)| a * b).sum::<f32>())
-                .collect();
-            let sd = (residual.iter().map(|r| r * r).sum::<f32>() / residual.len() as f32).sqrt().max(0.5);
-            keep = residual.iter().map(|r| r.abs() < 3.0 * sd).collect();
-        }
-        let mut surface = Surface { coefficients, deviation: 0.0 };
-        let level = render(&surface, self.size);
-        let kept: Vec<u32> = pixels.iter().zip(&keep).filter(|(_, k)| **k).map(|(&i, _)| i).collect();
-        let (mut sum, mut count) = (0f64, 0u64);
-        for f in self.frames.iter().step_by((self.frames.len() / 40).max(1)) {
-            let flicker = if c == 0 { gain(&f.planes[0], &level, &kept) } else { 1.0 };
-            for &i in &kept {
-                let d = f32::from(f.planes[c][i as usize]) - flicker * level[i as usize];
-                sum += f64::from(d * d);
-                count += 1;
-            }
-        }
-        surface.deviation = (sum / count.max(1) as f64).sqrt() as f32;
-        Ok(surface)
-    }
-}
-
-/// Median size of the large boxes that are wholly inside.
-fn part_size(seen: &[Vec<Found>], roi: Crop) -> Result<PartSize> {
-    let least = MIN_AREA * f64::from(roi.width) * f64::from(roi.height);
-    let whole: Vec<&Found> =
-        seen.iter().flatten().filter(|f| f.is_whole() && f64::from(f.width * f.height) > least).collect();
-    let mut areas: Vec<f32> = whole.iter().map(|f| f.width * f.height).collect();
-    areas.sort_by(f32::total_cmp);
-    let Some(&large) = areas.get(areas.len() * 4 / 5) else {
-        return Err(Error::failed("no part was seen whole in the first frames")
-            .hint("trigger \"presence\" needs parts that pass through the picture with belt around them; check --roi, or use --trigger frame"));
-    };
-    let median = |f: &dyn Fn(&Found) -> f32| {
-        let mut v: Vec<f32> = whole.iter().filter(|p| p.width * p.height > 0.5 * large).map(|p| f(p)).collect();
-        v.sort_by(f32::total_cmp);
-        v[v.len() / 2]
-    };
-    Ok(PartSize { width: median(&|p| p.width), height: median(&|p| p.height) })
-}
-
-/// Median displacement between consecutive frames of parts that are wholly inside.
-fn velocity(seen: &[Vec<Found>], part: PartSize) -> Result<[f32; 2]> {
-    let fits = |f: &&Found| {
-        f.is_whole() && (f.width / part.width - 1.0).abs() < 0.3 && (f.height / part.height - 1.0).abs() < 0.3
-    };
-    let (mut dx, mut dy) = (Vec::new(), Vec::new());
-    for pair in seen.windows(2) {
-        for a in pair[0].iter().filter(fits) {
-            let nearest = pair[1].iter().filter(fits).min_by(|p, q| distance(a, p).total_cmp(&distance(a, q)));
-            if let Some(b) = nearest
-                && distance(a, b) < 0.6 * part.width.max(part.height)
-            {
-                dx.push(b.centre().0 - a.centre().0);
-                dy.push(b.centre().1 - a.centre().1);
-            }
-        }
-    }
-    let median = |v: &mut Vec<f32>| {
-        v.sort_by(f32::total_cmp);
-        v.get(v.len() / 2).copied().unwrap_or(0.0)
-    };
-    let v = [median(&mut dx), median(&mut dy)];
-    if v[0].abs().max(v[1].abs()) < 0.5 {
-        return Err(Error::failed("the parts do not move in the first frames")
-            .hint("trigger \"presence\" judges a part when it crosses the middle of the picture; start the recording while the belt runs, or use --trigger frame"));
-    }
-    Ok(v)
-}
-
-fn distance(a: &Found, b: &Found) -> f32 {
-    let ((ax, ay), (bx, by)) = (a.centre(), b.centre());
-    (ax - bx).hypot(ay - by)
 }

@@ -1,6 +1,7 @@
 //! Prepare: from a mapped frame to the network's input. ROI, part locating and tracking, registration, photometric matching,
 //! shrinking and colour conversion. One [`Preparer`] belongs to the thread that submits inferences.
 
+pub mod learn;
 pub mod locate;
 pub mod register;
 pub mod shrink;

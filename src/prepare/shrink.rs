@@ -196,7 +196,7 @@ impl Shrinker {
         let padded = plane.stride != row;
         // a resizer's taps reach beyond the crop: padding bytes must not be among what they find at the right edge
         let repack = padded
-            && (plane.stride % plane.channels != 0
+            && (!plane.stride.is_multiple_of(plane.channels)
                 || plane.data.len() < plane.stride * plane.height
                 || crop[0] + crop[2] > plane.width as f64 - 8.0);
         let mut packed = std::mem::take(&mut self.repacked);

@@ -191,7 +191,7 @@ mod tests {
     /// What a finder would see of a part whose left edge is at `x`.
     fn part(x: f32) -> Option<Found> {
         let (left, right) = (x.max(0.0), (x + 400.0).min(1280.0));
-        (right - left > 8.0).then(|| Found {
+        (right - left > 8.0).then_some(Found {
             x: left,
             y: 150.0,
             width: right - left,
