@@ -1,6 +1,9 @@
 //! What single stages cost: shrinking, registration, head, heatmap. `cargo bench` (or `make bench`); the whole pipeline is
 //! measured by `linesight bench`.
 
+// a benchmark that cannot be set up has nothing to measure
+#![allow(clippy::expect_used)]
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use gstreamer_video as gst_video;
 use linesight::detect::head::{Head, Normality, RANK};

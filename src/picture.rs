@@ -67,8 +67,8 @@ pub fn heatmap_png(map: &AnomalyMap, crop: Crop, roi: Crop, threshold: f32) -> R
 /// Colour of a map value relative to the threshold.
 fn colour(relative: f32) -> [u8; 4] {
     let byte = |v: f32| (v.clamp(0.0, 1.0) * 255.0) as u8;
-    // yellow (1) to red (2 and more), fading out towards half the threshold
-    [255, byte(2.0 - relative.max(1.0)) / 10 * 9, 0, byte((relative - 0.5) * 1.2).min(190)]
+    // yellow (1) to red (2 and more), fading out below the threshold: what is normal stays clear
+    [255, byte(2.0 - relative.max(1.0)) / 10 * 9, 0, byte((relative - 0.75) * 1.6).min(190)]
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::judge::truth::Truth;
 use crate::line::{self, Line};
 use crate::model::{Model, Trigger};
 use crate::review;
-use crate::teach::{self, Options, RegistrationChoice, Variant};
+use crate::teach::{self, Method, Options, RegistrationChoice, Variant};
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -68,6 +68,8 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         roi: None,
         mask: None,
         registration: RegistrationChoice::Auto,
+        method: Method::Auto,
+        seed: 0,
         variant: Variant::Balanced,
         precision: Precision::F32,
         device: Device::default(),

@@ -7,7 +7,7 @@ use crate::detect::{Device, Precision};
 use crate::error::Result;
 use crate::model::{self, Trigger};
 use crate::prepare::Roi;
-use crate::teach::{self, Options, RegistrationChoice, Report, Variant};
+use crate::teach::{self, Method, Options, RegistrationChoice, Report, Variant};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -30,6 +30,12 @@ pub struct Arguments {
     /// Size of the network's input: time against detail.
     #[arg(long, value_enum, default_value_t = Variant::Balanced)]
     variant: Variant,
+    /// Family of the normality model; auto chooses the best for these parts, of which there is one so far.
+    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    method: Method,
+    /// Start of every pseudo-random choice: the same seed and parts give the same model.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Region of interest in source pixels.
     #[arg(long, value_name = "X,Y,W,H")]
     roi: Option<Roi>,
@@ -63,6 +69,8 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         roi: a.roi,
         mask: a.mask,
         registration: a.registration,
+        method: a.method,
+        seed: a.seed,
         variant: a.variant,
         precision: a.precision,
         device: a.device,

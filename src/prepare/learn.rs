@@ -269,16 +269,17 @@ mod tests {
     const PITCH: i32 = 260;
 
     /// A dark, woven, flickering, vignetted belt that moves, with square parts of which each has a dark groove.
-    fn frame(seq: u64) -> Arc<Frame> {
+    fn frame(seq: u64, upright: bool) -> Arc<Frame> {
         gstreamer::init().unwrap();
-        let (w, h) = (640, 360);
+        let (w, h) = if upright { (360, 640) } else { (640, 360) };
         let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::Gray8, w, h).build().unwrap();
         let shift = 13 * seq as i32;
         let flicker = 1.0 + 0.06 * (seq as f32 * 0.7).sin();
         let mut noise = 0x2545_F491_u32.wrapping_add(seq as u32);
         let mut pixels = vec![0u8; info.size()];
-        for y in 0..h as i32 {
-            for x in 0..w as i32 {
+        for row in 0..h as i32 {
+            for column in 0..w as i32 {
+                let (x, y) = if upright { (row, column) } else { (column, row) };
                 noise ^= noise << 13;
                 noise ^= noise >> 17;
                 noise ^= noise << 5;
@@ -293,7 +294,7 @@ mod tests {
                     (true, true) => 62.0,
                     _ => 60.0 + weave,
                 };
-                pixels[(y * info.stride()[0] + x) as usize] =
+                pixels[(row * info.stride()[0] + column) as usize] =
                     (level * light + (noise >> 24) as f32 / 32.0).clamp(0.0, 255.0) as u8;
             }
         }
@@ -301,31 +302,43 @@ mod tests {
         Arc::new(Frame::map(buffer, &info, seq, None).unwrap())
     }
 
-    #[test]
-    fn parts_are_located_on_a_belt_that_is_never_empty() {
-        let roi = Crop { x: 0, y: 0, width: 640, height: 360 };
+    /// Locates all parts that are wholly inside; `upright` turns the belt by a quarter.
+    fn locates(upright: bool) {
+        let (width, height) = if upright { (360, 640) } else { (640, 360) };
+        let roi = Crop { x: 0, y: 0, width, height };
         let mut shrinker = Shrinker::new();
         let mut learner = Learner::new(roi);
         for seq in 0..60 {
-            learner.observe(&mut shrinker, &frame(seq)).unwrap();
+            learner.observe(&mut shrinker, &frame(seq, upright)).unwrap();
         }
         let locator = learner.learn().unwrap();
-        assert!((locator.velocity[0] - 13.0).abs() < 1.0 && locator.velocity[1].abs() < 0.5, "{:?}", locator.velocity);
+        let along = usize::from(upright);
+        let v = locator.velocity;
+        assert!((v[along] - 13.0).abs() < 1.0 && v[1 - along].abs() < 0.5, "{v:?}");
         assert!((locator.part.width - PART as f32).abs() <= 6.0, "{:?}", locator.part);
         let mut finder = Finder::new(&locator).unwrap();
         for seq in 60..120 {
             let shift = 13 * seq as i32;
-            let found = finder.find(&mut shrinker, &frame(seq)).unwrap();
-            let whole: Vec<i32> =
-                (-3..640).filter(|x| (x - shift).rem_euclid(PITCH) == 0 && *x > 24 && x + PART < 616).collect();
-            for x in whole {
+            let found = finder.find(&mut shrinker, &frame(seq, upright)).unwrap();
+            for at in (25..616 - PART).filter(|x| (x - shift).rem_euclid(PITCH) == 0) {
+                let (x, y) = if upright { (100.0, at as f32) } else { (at as f32, 100.0) };
                 let near = found
                     .iter()
-                    .find(|f| (f.x - x as f32).abs() <= 6.0 && (f.y - 100.0).abs() <= 6.0)
-                    .unwrap_or_else(|| panic!("frame {seq}: no part at {x}: {found:?}"));
+                    .find(|f| (f.x - x).abs() <= 6.0 && (f.y - y).abs() <= 6.0)
+                    .unwrap_or_else(|| panic!("frame {seq}: no part at {at}: {found:?}"));
                 assert!((near.width - PART as f32).abs() <= 8.0 && near.is_whole(), "frame {seq}: {near:?}");
             }
         }
+    }
+
+    #[test]
+    fn parts_are_located_on_a_belt_that_is_never_empty() {
+        locates(false);
+    }
+
+    #[test]
+    fn parts_that_move_downwards_are_located_too() {
+        locates(true);
     }
 
     #[test]
@@ -334,7 +347,7 @@ mod tests {
         let mut shrinker = Shrinker::new();
         let mut learner = Learner::new(roi);
         for _ in 0..20 {
-            learner.observe(&mut shrinker, &frame(7)).unwrap();
+            learner.observe(&mut shrinker, &frame(7, false)).unwrap();
         }
         let e = learner.learn().unwrap_err();
         assert!(e.to_string().contains("no strip of bare belt") && e.hint_text().is_some(), "{e}");

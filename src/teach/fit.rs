@@ -63,7 +63,7 @@ fn centred(gram: &DMatrix<f64>, chosen: &[usize]) -> (DMatrix<f64>, Vec<f64>, f6
     (DMatrix::from_fn(m, m, |i, j| k[(i, j)] - means[i] - means[j] + mean), means, mean)
 }
 
-fn spectrum(centred: &DMatrix<f64>) -> Spectrum {
+fn spectrum(centred: &DMatrix<f64>, seed: u64) -> Spectrum {
     let m = centred.nrows();
     let rank = RANK.min(m.saturating_sub(1));
     let scale = (m - 1) as f64;
@@ -78,17 +78,17 @@ fn spectrum(centred: &DMatrix<f64>) -> Spectrum {
             order.iter().map(|&i| eigen.eigenvectors.column(i).into_owned()).collect(),
         )
     } else {
-        subspace(centred, rank, scale)
+        subspace(centred, rank, scale, seed)
     };
     Spectrum { values, vectors, trace }
 }
 
 /// Block power iteration with Rayleigh-Ritz at the end (Halko, Martinsson & Tropp 2011).
-fn subspace(k: &DMatrix<f64>, rank: usize, scale: f64) -> (Vec<f64>, Vec<DVector<f64>>) {
+fn subspace(k: &DMatrix<f64>, rank: usize, scale: f64, seed: u64) -> (Vec<f64>, Vec<DVector<f64>>) {
     let m = k.nrows();
-    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+    let mut state = seed;
     let mut q = DMatrix::from_fn(m, (rank + EXTRA).min(m), |_, _| {
-        // SplitMix64: a fixed start makes teaching repeatable
+        // SplitMix64: the seed makes teaching repeatable
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -118,7 +118,7 @@ fn noise(variances: &[f64]) -> Vec<f64> {
 }
 
 /// Fits the model on the parts `chosen`.
-pub fn fit(features: &Features, chosen: &[usize]) -> Normality {
+pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Normality {
     let (n, c) = (features.grid.area(), features.channels);
     struct Fitted {
         mean: Vec<f32>,
@@ -134,7 +134,7 @@ pub fn fit(features: &Features, chosen: &[usize]) -> Normality {
             for mut column in t.column_iter_mut() {
                 column -= &mean;
             }
-            let s = spectrum(&t.tr_mul(&t).map(f64::from));
+            let s = spectrum(&t.tr_mul(&t).map(f64::from), seed);
             let scale = (chosen.len() - 1) as f64;
             let directions = s
                 .values
@@ -169,7 +169,7 @@ pub fn fit(features: &Features, chosen: &[usize]) -> Normality {
 }
 
 /// Distances of each part at each position, from models that were fitted without the part's fold.
-pub fn held_out(features: &Features, folds: &[Vec<usize>]) -> Vec<Vec<f32>> {
+pub fn held_out(features: &Features, folds: &[Vec<usize>], seed: u64) -> Vec<Vec<f32>> {
     let n = features.grid.area();
     let parts = features.parts.len();
     let training: Vec<Vec<usize>> = folds
@@ -194,7 +194,7 @@ pub fn held_out(features: &Features, folds: &[Vec<usize>]) -> Vec<Vec<f32>> {
             let mut spectra = Vec::with_capacity(folds.len());
             for (fold, train) in folds.iter().zip(&training) {
                 let (k, means, mean) = centred(&gram, train);
-                let s = spectrum(&k);
+                let s = spectrum(&k, seed);
                 let scale = (train.len() - 1) as f64;
                 for &j in fold {
                     let to_train: Vec<f64> = train.iter().map(|&i| gram[(j, i)]).collect();
@@ -270,10 +270,10 @@ mod tests {
         for n in [12, 90] {
             let f = features(n);
             let folds = folds(&(0..n).collect::<Vec<_>>(), 5);
-            let fast = held_out(&f, &folds);
+            let fast = held_out(&f, &folds, 0);
             for fold in &folds {
                 let train: Vec<usize> = (0..n).filter(|i| !fold.contains(i)).collect();
-                let model = fit(&f, &train);
+                let model = fit(&f, &train, 0);
                 model.validate().unwrap();
                 for &j in fold {
                     let mut head = Head::new(f.grid);
@@ -293,7 +293,7 @@ mod tests {
         let (_, gram) = f.gram(0);
         let all: Vec<usize> = (0..90).collect();
         let (k, _, _) = centred(&gram, &all);
-        let fast = spectrum(&k);
+        let fast = spectrum(&k, 0);
         let full = SymmetricEigen::new(k.clone());
         let largest = full.eigenvalues.max() / 89.0;
         assert!((fast.values[0] / largest - 1.0).abs() < 1e-6);

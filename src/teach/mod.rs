@@ -51,6 +51,15 @@ pub enum RegistrationChoice {
     Shift,
 }
 
+/// Family of the normality model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    Auto,
+    /// Position-wise low-rank Gaussian.
+    Ppca,
+}
+
 /// How much is spent on a part: the network's input has about this many pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -83,6 +92,9 @@ pub struct Options {
     /// A PNG over the part (or over the ROI when each frame is a part): black is not judged.
     pub mask: Option<PathBuf>,
     pub registration: RegistrationChoice,
+    pub method: Method,
+    /// Start of every pseudo-random choice.
+    pub seed: u64,
     pub variant: Variant,
     pub precision: Precision,
     pub device: Device,
@@ -177,7 +189,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
 
     progress("fit", 0, None);
     let Fitted { normality, calibration, left_out } =
-        fit_model(features, &mut parts, mask.as_deref(), options.false_reject_rate)?;
+        fit_model(features, &mut parts, mask.as_deref(), options.false_reject_rate, options.seed)?;
     next(&mut stages.fit);
 
     let mut model = Model {
@@ -239,8 +251,14 @@ struct Fitted {
 }
 
 /// Held-out calibration first, without parts that are wildly different, then the fit on all that remain.
-fn fit_model(mut features: Features, parts: &mut Vec<Part>, mask: Option<&[u8]>, rate: f64) -> Result<Fitted> {
-    let mut scores = held_out_scores(&features, mask, parts)?;
+fn fit_model(
+    mut features: Features,
+    parts: &mut Vec<Part>,
+    mask: Option<&[u8]>,
+    rate: f64,
+    seed: u64,
+) -> Result<Fitted> {
+    let mut scores = held_out_scores(&features, mask, parts, seed)?;
     let strange = wildly_different(&scores, parts);
     let mut left_out = Vec::new();
     if !strange.is_empty() {
@@ -256,7 +274,7 @@ fn fit_model(mut features: Features, parts: &mut Vec<Part>, mask: Option<&[u8]>,
         features.parts.retain(|_| keep.next().unwrap_or(true));
         parts.retain(|p| !strange.contains(&p.group));
         check_count(parts)?;
-        scores = held_out_scores(&features, mask, parts)?;
+        scores = held_out_scores(&features, mask, parts, seed)?;
     }
     let scores = gate_scores(&scores, parts);
     let n = scores.len();
@@ -265,7 +283,7 @@ fn fit_model(mut features: Features, parts: &mut Vec<Part>, mask: Option<&[u8]>,
         FOLDS.min(n)
     );
     let calibration = Calibration::new(scores, rate, method)?;
-    let normality = fit::fit(&features, &(0..parts.len()).collect::<Vec<_>>());
+    let normality = fit::fit(&features, &(0..parts.len()).collect::<Vec<_>>(), seed);
     normality.validate()?;
     Ok(Fitted { normality, calibration, left_out })
 }
@@ -325,7 +343,7 @@ pub fn calibrate(
     let threshold_before = model.threshold();
     let mut left_out = Vec::new();
     if fitted_anew {
-        let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate)?;
+        let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate, 0)?;
         (model.normality, model.calibration, left_out) = (fitted.normality, fitted.calibration, fitted.left_out);
         (model.device, model.precision) = (backbone.device().to_owned(), precision);
     } else {
@@ -396,9 +414,9 @@ fn extract(backbone: &mut Backbone, p: &Preparation, parts: &[Part], progress: P
 }
 
 /// Held-out scores in the order of the parts.
-fn held_out_scores(features: &Features, mask: Option<&[u8]>, parts: &[Part]) -> Result<Vec<f32>> {
+fn held_out_scores(features: &Features, mask: Option<&[u8]>, parts: &[Part], seed: u64) -> Result<Vec<f32>> {
     let groups: Vec<usize> = parts.iter().map(|p| p.group).collect();
-    let distances = fit::held_out(features, &fit::folds(&groups, FOLDS));
+    let distances = fit::held_out(features, &fit::folds(&groups, FOLDS), seed);
     let mut head = Head::new(features.grid);
     distances.iter().map(|d| head.smooth(d, mask).map(|m| m.max())).collect()
 }
