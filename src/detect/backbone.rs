@@ -229,7 +229,8 @@ impl Backbone {
             .iter()
             .map(|d| d.as_ref().to_owned())
             .collect();
-        let named = options.device.named();
+        let device = Device(options.device.on(&available, options.allow_fallback)?);
+        let named = device.named();
         let concerned =
             |d: &&String| named.is_empty() || named.iter().any(|n| d.as_str() == *n || d.split('.').next() == Some(n));
         for device in available.iter().filter(concerned) {
@@ -247,7 +248,6 @@ impl Backbone {
                 .failed(|| format!("device {device} takes no performance hint"))?;
         }
         let wanted = options.device.as_str();
-        let device = options.device.on(&available, options.allow_fallback)?;
         let compiled = core.compile_model(&model, DeviceType::from(device.as_str())).map_err(|e| {
             Error::missing(format!("device \"{wanted}\" cannot run the network"))
                 .because(one_line(&e.to_string()))
