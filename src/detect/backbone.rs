@@ -79,6 +79,42 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The device to compile for on a machine that has `available`. Devices that are not there are an error; with
+    /// `allow_fallback` they are left out. AUTO chooses by itself.
+    fn on(&self, available: &[String], allow_fallback: bool) -> Result<String> {
+        let there = |n: &str| available.iter().any(|a| a == n || a.split('.').next() == Some(n));
+        let (kept, gone): (Vec<&str>, Vec<&str>) = self.named().into_iter().partition(|n| there(n));
+        if gone.is_empty() || self.0.starts_with("AUTO") {
+            return Ok(self.0.clone());
+        }
+        if !allow_fallback {
+            return Err(Error::missing(format!(
+                "device \"{self}\" was asked for and this machine has no {}",
+                gone.join(", ")
+            ))
+            .hint(format!("choose among {} with --device, or pass --allow-fallback", available.join(", "))));
+        }
+        tracing::warn!("this machine has no {}: falling back from \"{self}\"", gone.join(", "));
+        Ok(match (kept.as_slice(), self.0.split_once(':')) {
+            ([], _) => "AUTO".into(),
+            ([one], _) => (*one).into(),
+            (several, Some((kind, _))) => format!("{kind}:{}", several.join(",")),
+            (several, None) => several.join(","),
+        })
+    }
+}
+
+/// OpenVINO's exceptions come as a trace of several lines: what they say, without where in its sources.
+fn one_line(text: &str) -> String {
+    let said: Vec<&str> = text
+        .lines()
+        .map(|l| l.split("Exception from src/").next().unwrap_or(l).trim().trim_end_matches(':'))
+        .filter(|l| !l.is_empty())
+        .collect();
+    said.join("; ")
+}
+
 impl From<Device> for String {
     fn from(d: Device) -> String {
         d.0
@@ -193,21 +229,30 @@ impl Backbone {
             .iter()
             .map(|d| d.as_ref().to_owned())
             .collect();
-        for device in &available {
+        let device = Device(options.device.on(&available, options.allow_fallback)?);
+        let named = device.named();
+        let concerned =
+            |d: &&String| named.is_empty() || named.iter().any(|n| d.as_str() == *n || d.split('.').next() == Some(n));
+        for device in available.iter().filter(concerned) {
             let d = DeviceType::from(device.as_str());
             let mut set =
                 |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
-            set("INFERENCE_PRECISION_HINT", options.precision.as_str())
-                .failed(|| format!("device {device} does not run {}", options.precision.as_str()))
-                .map_err(|e| e.hint("use --precision f32"))?;
+            let precise = set("INFERENCE_PRECISION_HINT", options.precision.as_str());
+            // a virtual device may pick another one: what was really taken is checked below
+            if !named.is_empty() {
+                precise
+                    .failed(|| format!("device {device} does not run {}", options.precision.as_str()))
+                    .map_err(|e| e.hint("use --precision f32"))?;
+            }
             set("PERFORMANCE_HINT", if options.throughput { "THROUGHPUT" } else { "LATENCY" })
                 .failed(|| format!("device {device} takes no performance hint"))?;
         }
         let wanted = options.device.as_str();
-        let compiled = core
-            .compile_model(&model, DeviceType::from(wanted))
-            .missing(|| format!("device \"{wanted}\" cannot run the network"))
-            .map_err(|e| e.hint(format!("this machine has: {}; choose with --device", available.join(", "))))?;
+        let compiled = core.compile_model(&model, DeviceType::from(device.as_str())).map_err(|e| {
+            Error::missing(format!("device \"{wanted}\" cannot run the network"))
+                .because(one_line(&e.to_string()))
+                .hint(format!("this machine has: {}; choose with --device", available.join(", ")))
+        })?;
         let property = |key: &'static str| {
             compiled.get_property(&PropertyKey::Other(key.into())).map(|v| v.trim().to_owned()).unwrap_or_default()
         };
@@ -231,6 +276,14 @@ impl Backbone {
                 "name a device that this machine has ({}), or pass --allow-fallback",
                 available.join(", ")
             )));
+        }
+        let taken = property("INFERENCE_PRECISION_HINT");
+        if !taken.is_empty() && taken != options.precision.as_str() {
+            return Err(Error::failed(format!(
+                "device {device} runs the network in {taken}, {} was asked for",
+                options.precision.as_str()
+            ))
+            .hint("scores of another precision are not comparable: use --precision f32"));
         }
         let requests = compiled
             .get_property(&PropertyKey::OptimalNumberOfInferRequests)
@@ -310,6 +363,25 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_that_are_not_there_are_refused_or_left_out() {
+        let on = |d: &str, fallback| d.parse::<Device>().unwrap().on(&["CPU".into(), "GPU.0".into()], fallback);
+        assert_eq!(on("HETERO:GPU,CPU", false).unwrap(), "HETERO:GPU,CPU");
+        assert_eq!(on("AUTO:NPU,CPU", false).unwrap(), "AUTO:NPU,CPU");
+        let e = on("MULTI:NPU,CPU", false).unwrap_err();
+        assert_eq!(e.to_string(), "device \"MULTI:NPU,CPU\" was asked for and this machine has no NPU");
+        assert_eq!(on("MULTI:NPU,CPU", true).unwrap(), "CPU");
+        assert_eq!(on("MULTI:NPU,GPU,CPU", true).unwrap(), "MULTI:GPU,CPU");
+        assert_eq!(on("NPU", true).unwrap(), "AUTO");
+    }
+
+    #[test]
+    fn exceptions_are_one_line() {
+        let text =
+            "general error: Exception from src/a.cpp:1:\nException from src/b.cpp:2:\nCheck 'x' failed\nno device\n\n";
+        assert_eq!(one_line(text), "general error; Check 'x' failed; no device");
+    }
 
     #[test]
     fn device_names_are_checked() {
