@@ -1,5 +1,7 @@
 //! The documentation is true where a program can tell: links lead somewhere, paths exist, commands and flags are accepted.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside test functions, not in their helpers")]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
