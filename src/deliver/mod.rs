@@ -87,8 +87,8 @@ pub struct Record {
 #[derive(Clone)]
 pub struct Endpoint {
     /// `http` or `https`. A URL without a path, or with one that ends in `/`, is a base: anomalies are posted to
-    /// `api/v1/anomalies` below it. Any other path is used as it stands (`http://host/hook`). Proxies named in the
-    /// environment are not used.
+    /// `api/v1/anomalies` below it. Any other path is used as it stands (`http://host/hook`). Proxies named in
+    /// the environment are used, but never for this machine's own addresses.
     pub url: Url,
     /// Sent as `Authorization: Bearer`.
     pub token: Option<String>,

@@ -74,6 +74,10 @@ impl Client {
             // a machine without any certificates can still do this
             client = client.tls_certs_only([]);
         }
+        if is_loopback(&url) {
+            // a proxy of the plant's network cannot reach this machine's own endpoint
+            client = client.no_proxy();
+        }
         let client = client.build().map_err(|e| {
             Error::failed("cannot prepare the HTTP client").because(e).hint("install the package ca-certificates")
         })?;
@@ -221,6 +225,15 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(a)) => a.is_loopback(),
+        Some(url::Host::Ipv6(a)) => a.is_loopback(),
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +241,19 @@ mod tests {
 
     fn url(text: &str) -> Url {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_this_machine_goes_without_a_proxy() {
+        for (text, wanted) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://localhost/", true),
+            ("http://[::1]:80/", true),
+            ("https://review.plant.example/", false),
+            ("http://192.168.1.4/", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(text).unwrap()), wanted, "{text}");
+        }
     }
 
     #[test]
