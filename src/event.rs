@@ -122,7 +122,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LedgerRow {
     pub line: String,
-    /// Part number, without gaps per line.
+    /// Part number, without gaps per line and run.
     pub part: u64,
     pub frame: u64,
     pub captured_at: Timestamp,

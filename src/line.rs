@@ -197,6 +197,14 @@ pub fn run(
     progress: impl Fn(u64, Option<u64>),
 ) -> Result<Totals> {
     let started = Instant::now();
+    if line.model.trigger == Trigger::Presence && matches!(line.source, Source::Folder { .. }) {
+        return Err(Error::usage(format!(
+            "model \"{}\" follows parts over a belt, \"{}\" is a folder of images",
+            line.model.name,
+            line.source.name()
+        ))
+        .hint("give a recording, or teach a model with --trigger frame for pictures of single parts"));
+    }
     let mut capture = Capture::open(line.source, line.realtime)?;
     let pool = backbone.pool_size() + 1;
     let (free_tx, free_rx) = bounded::<Request>(pool);
@@ -253,6 +261,9 @@ pub fn run(
         judged.and(prepared).and(captured)
     });
     outcome?;
+    if judge.totals.parts == 0 && !line.stop.load(Relaxed) {
+        tracing::warn!("no part was found in \"{}\": nothing was inspected", line.source.name());
+    }
     judge.totals.seconds = started.elapsed().as_secs_f64();
     judge.totals.frames = counters.frames.load(Relaxed);
     judge.totals.lost = counters.lost.load(Relaxed);

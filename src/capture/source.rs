@@ -49,7 +49,7 @@ impl Source {
         Ok(Source::Folder { path: path.to_owned(), files })
     }
 
-    /// The source as a person would name it, without credentials of a URI.
+    /// The source as a person would name it; of a URI without credentials and query, which can hold tokens.
     pub fn name(&self) -> String {
         match self {
             Source::File(path) | Source::Folder { path, .. } => path.display().to_string(),
@@ -58,6 +58,8 @@ impl Source {
                     // a URI that cannot carry credentials refuses the change and needs none
                     let _ = u.set_password(None);
                     let _ = u.set_username("");
+                    u.set_query(None);
+                    u.set_fragment(None);
                     u.to_string()
                 }
                 Err(_) => uri.clone(),
@@ -101,7 +103,9 @@ mod tests {
 
     #[test]
     fn credentials_are_not_part_of_the_name() {
-        assert_eq!(Source::parse("rtsp://me:secret@10.0.0.1/live").unwrap().name(), "rtsp://10.0.0.1/live");
+        let name = |uri| Source::parse(uri).unwrap().name();
+        assert_eq!(name("rtsp://me:secret@10.0.0.1/live"), "rtsp://10.0.0.1/live");
+        assert_eq!(name("https://cam.example/a?token=abc#b"), "https://cam.example/a");
     }
 
     #[test]

@@ -145,14 +145,19 @@ impl Summary {
                 "  capture to verdict ms: p50 {:.1}, p95 {:.1}, p99 {:.1}, max {:.1}",
                 self.latency_ms.p50, self.latency_ms.p95, self.latency_ms.p99, self.latency_ms.max
             ),
-            format!(
-                "  uploaded {} anomalies, {:.2} MB; saved {:.2} % of the raw frames, {:.1} % of the encoded recording",
+        ];
+        if self.delivered > 0 {
+            let mut text = format!(
+                "  uploaded {} anomalies, {:.2} MB; saved {:.2} % of the raw frames",
                 self.delivered,
                 self.bytes_uploaded as f64 / 1e6,
-                self.bandwidth_saved * 100.0,
-                self.bandwidth_saved_encoded * 100.0
-            ),
-        ];
+                self.bandwidth_saved * 100.0
+            );
+            if self.bytes_in > 0 {
+                text += &format!(", {:.1} % of the encoded recording", self.bandwidth_saved_encoded * 100.0);
+            }
+            lines.push(text);
+        }
         if self.lost > 0 || self.decode_warnings > 0 || self.dropped > 0 {
             lines.push(format!(
                 "  dropped frames {}, parts lost before the gate {}, decoder warnings {}",

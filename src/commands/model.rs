@@ -5,6 +5,7 @@ use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::detect::{Device, Precision};
 use crate::error::Result;
+use crate::judge::calibration::check_rate;
 use crate::line;
 use crate::model::{Model, Trigger};
 use crate::prepare::Registration;
@@ -24,36 +25,46 @@ pub struct Arguments {
 enum Action {
     /// Print what a package holds.
     Show {
+        /// Folder of the model package.
         dir: PathBuf,
+        /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
     /// Check a package's files and that it gives on this machine the scores it gave where it was taught.
     Check {
+        /// Folder of the model package.
         dir: PathBuf,
+        /// AUTO, CPU, GPU, GPU.n, NPU, or AUTO:, MULTI:, HETERO: with a list.
         #[arg(long, default_value_t = Device::default())]
         device: Device,
+        /// Accept another device than the one named.
         #[arg(long)]
         allow_fallback: bool,
+        /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
     /// Calibrate a package with good parts, for another device or precision, or for a new threshold.
     Calibrate {
+        /// Folder of the model package.
         dir: PathBuf,
         /// Good parts, from the same camera as those that were taught.
         #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
         good: Vec<String>,
+        /// AUTO, CPU, GPU, GPU.n, NPU, or AUTO:, MULTI:, HETERO: with a list.
         #[arg(long, default_value_t = Device::default())]
         device: Device,
         /// Arithmetic of the network [default: the package's].
         #[arg(long, value_enum)]
         precision: Option<Precision>,
+        /// Accept another device than the one named.
         #[arg(long)]
         allow_fallback: bool,
-        /// Share of good parts that may be rejected.
-        #[arg(long, default_value_t = 0.005)]
-        false_reject_rate: f64,
+        /// Share of good parts that may be rejected [default: the package's].
+        #[arg(long)]
+        false_reject_rate: Option<f64>,
+        /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -159,9 +170,11 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             }
         }
         Action::Calibrate { dir, good, device, precision, allow_fallback, false_reject_rate, json } => {
+            false_reject_rate.map_or(Ok(()), check_rate)?;
             let mut model = Model::load(&dir)?;
+            let rate = false_reject_rate.unwrap_or(model.calibration.expected_false_reject_rate);
             let precision = precision.unwrap_or(model.precision);
-            let done = calibrate(&mut model, &dir, &good, &device, precision, allow_fallback, false_reject_rate)?;
+            let done = calibrate(&mut model, &dir, &good, &device, precision, allow_fallback, rate)?;
             if json {
                 print_json(&done)?;
             } else {

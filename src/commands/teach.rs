@@ -5,6 +5,7 @@ use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::detect::{Device, Precision};
 use crate::error::Result;
+use crate::judge::calibration::check_rate;
 use crate::model::{self, Trigger};
 use crate::prepare::Roi;
 use crate::teach::{self, Method, Options, RegistrationChoice, Report, Variant};
@@ -62,6 +63,7 @@ pub struct Arguments {
 pub(super) fn run(a: Arguments) -> Result<u8> {
     // everything that can be refused is refused before the recording is decoded
     model::check_destination(&a.out)?;
+    check_rate(a.false_reject_rate)?;
     let options = Options {
         good: a.good.iter().map(|s| Source::parse(s)).collect::<Result<_>>()?,
         name: a.name.unwrap_or_else(|| model::name_from(&a.out)),

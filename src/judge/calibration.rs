@@ -37,10 +37,7 @@ impl Calibration {
         if scores.len() < MIN_PARTS {
             return Err(too_few(scores.len()));
         }
-        if !(rate > 0.0 && rate < 0.5) {
-            return Err(Error::usage(format!("false-reject rate \"{rate}\" is not between 0 and 0.5"))
-                .hint("0.005 lets 5 of 1000 good parts be rejected"));
-        }
+        check_rate(rate)?;
         scores.sort_by(f32::total_cmp);
         let n = scores.len() as f64;
         let mean = scores.iter().map(|&s| f64::from(s)).sum::<f64>() / n;
@@ -95,6 +92,15 @@ impl Calibration {
         };
         (1.0 - fitted.min(counted)) as f32
     }
+}
+
+/// Refuses a false-reject rate that no threshold can have.
+pub fn check_rate(rate: f64) -> Result<()> {
+    if rate > 0.0 && rate < 0.5 {
+        return Ok(());
+    }
+    Err(Error::usage(format!("false-reject rate \"{rate}\" is not between 0 and 0.5"))
+        .hint("0.005 lets 5 of 1000 good parts be rejected"))
 }
 
 /// The error for a teach set that is too small.

@@ -49,6 +49,8 @@ struct Manifest {
     created: Timestamp,
     kind: String,
     method: String,
+    /// Start of the pseudo-random choices of teaching.
+    seed: u64,
     precision: Precision,
     /// The device that ran the network when the model was taught.
     device: String,
@@ -112,6 +114,7 @@ pub struct Model {
     pub version: String,
     pub created: Timestamp,
     pub method: String,
+    pub seed: u64,
     pub precision: Precision,
     pub device: String,
     pub backbone: BackboneId,
@@ -173,6 +176,7 @@ impl Model {
             created: self.created,
             kind: "normality".into(),
             method: self.method.clone(),
+            seed: self.seed,
             precision: self.precision,
             device: self.device.clone(),
             threshold: self.calibration.threshold,
@@ -274,6 +278,7 @@ impl Model {
             version: m.version,
             created: m.created,
             method: m.method,
+            seed: m.seed,
             precision: m.precision,
             device: m.device,
             backbone: m.backbone,

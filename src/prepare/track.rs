@@ -3,8 +3,8 @@
 //! The gate is the line through the middle of the ROI across the movement. Belongs to the thread that prepares.
 //! Invariants:
 //! 1. A track crosses once: after that it is followed only until it leaves (test `a_part_is_judged_once`).
-//! 2. A part that was seen before the gate and cannot be located at it is still reported, as not located
-//!    (test `a_part_that_vanishes_before_the_gate_is_still_reported`).
+//! 2. A part that was seen before the gate and cannot be located at it, or vanishes for good, is still reported, as not
+//!    located (tests `a_part_that_vanishes_before_the_gate_is_still_reported`, `a_part_taken_off_the_belt_is_reported`).
 //! 3. A part that is first seen past the gate was another run's: it is not reported (test `parts_past_the_gate_at_the_start`).
 
 use crate::prepare::locate::{Found, Locator, PartSize};
@@ -27,6 +27,9 @@ pub struct Crossing {
     /// The located box's width and height over the taught ones; 1.0 is as taught.
     pub relative_size: [f32; 2],
 }
+
+/// Sightings that make a track a part that must not go without a verdict, even when it vanishes.
+const PART_SIGHTINGS: u32 = 5;
 
 #[derive(Debug)]
 struct Track {
@@ -120,16 +123,18 @@ impl Tracker {
                 self.tracks.push(Track { along, across, speed: self.speed, seen: seq, sightings: 1, crossed });
             }
         }
-        let (patience, mut lost) = (PATIENCE, 0);
-        self.tracks.retain(|t| {
-            let keep = seq - t.seen <= patience;
-            lost += u64::from(!keep && !t.crossed && t.sightings >= MIN_SIGHTINGS);
-            keep
-        });
-        if lost > 0 {
-            tracing::warn!(frame = seq, lost, "a part vanished before it reached the gate");
+        let gone: Vec<(f32, f32)> = self
+            .tracks
+            .iter()
+            .filter(|t| seq - t.seen > PATIENCE && !t.crossed && t.sightings >= PART_SIGHTINGS)
+            .map(|t| (t.along, t.across))
+            .collect();
+        self.tracks.retain(|t| seq - t.seen <= PATIENCE);
+        for (along, across) in gone {
+            tracing::warn!(frame = seq, "a part vanished before it reached the gate");
+            self.lost += 1;
+            crossings.push(self.crossing(along, across, None));
         }
-        self.lost += lost;
         crossings
     }
 
@@ -238,6 +243,18 @@ mod tests {
             crossings.extend(tracker.observe(seq, part(x).filter(|_| !hidden).as_slice()));
         }
         assert_eq!(crossings.len(), 1);
+        assert!(!crossings[0].located);
+    }
+
+    #[test]
+    fn a_part_taken_off_the_belt_is_reported() {
+        let mut tracker = Tracker::new(&locator([24.0, 0.0]));
+        let mut crossings = Vec::new();
+        for seq in 0..60u64 {
+            let x = -350.0 + 4.0 * seq.min(20) as f32;
+            crossings.extend(tracker.observe(seq, part(x).filter(|_| seq < 20).as_slice()));
+        }
+        assert_eq!((crossings.len(), tracker.lost()), (1, 1));
         assert!(!crossings[0].located);
     }
 

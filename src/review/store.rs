@@ -4,7 +4,7 @@
 //! and one for reads, each behind its own lock; no call holds both.
 //!
 //! Layout of the data directory: `review.db`, `lock`, `staging/` (uploads being written, emptied on opening) and
-//! `objects/<first two hex digits of id>/<id>/{frame.jpg,heatmap.png,normal.jpg}`.
+//! `objects/<last two hex digits of id>/<id>/{frame.jpg,heatmap.png,normal.jpg}`.
 //!
 //! Invariants:
 //! 1. A row exists only when its files are on disk: files are written and synced in `staging/`, renamed into place, the

@@ -36,6 +36,8 @@ const OUTLIER_RATIO: f32 = 1.6;
 const PRESENCE_INSET: f32 = 14.0 / 420.0;
 /// Largest shift that registration may apply, as a fraction of the crop's size.
 const MAX_SHIFT: f32 = 24.0 / 420.0;
+/// Parts given to calibrate whose mean score is this many deviations below the held-out mean were taught.
+const TAUGHT_DEVIATIONS: f64 = 1.5;
 /// The method as reports name it.
 const METHOD: &str = "position-wise low-rank Gaussian (ppca)";
 /// Taught parts kept in the package for the parity check.
@@ -197,6 +199,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         version: "1".into(),
         created: Timestamp::now(),
         method: "ppca".into(),
+        seed: options.seed,
         precision: options.precision,
         device: backbone.device().to_owned(),
         backbone: BackboneId {
@@ -343,7 +346,7 @@ pub fn calibrate(
     let threshold_before = model.threshold();
     let mut left_out = Vec::new();
     if fitted_anew {
-        let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate, 0)?;
+        let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate, model.seed)?;
         (model.normality, model.calibration, left_out) = (fitted.normality, fitted.calibration, fitted.left_out);
         (model.device, model.precision) = (backbone.device().to_owned(), precision);
     } else {
@@ -354,7 +357,18 @@ pub fn calibrate(
             .map(|f| head.map(&model.normality, f, model.mask.as_deref()).map(|m| m.max()))
             .collect::<Result<Vec<f32>>>()?;
         let method = format!("scores of {} good parts given to calibrate; Student t prediction tail", scores.len());
-        model.calibration = Calibration::new(scores, rate, method)?;
+        let calibration = Calibration::new(scores, rate, method)?;
+        let before = &model.calibration;
+        // parts that a model was fitted on score far below parts that it has not seen: a threshold from them would
+        // reject everything
+        if calibration.mean < before.mean - TAUGHT_DEVIATIONS * before.deviation {
+            return Err(Error::usage(format!(
+                "the good parts given to calibrate score {:.2} on average, parts that were not taught scored {:.2}",
+                calibration.mean, before.mean
+            ))
+            .hint("these look like the parts that the model was taught with; give parts that it has not seen, or teach again"));
+        }
+        model.calibration = calibration;
     }
     model.reference = reference_parts(model, &mut backbone, &parts)?;
     model.version =
