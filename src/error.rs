@@ -82,7 +82,8 @@ impl fmt::Display for Error {
         f.write_str(&self.message)?;
         let mut below: Option<&dyn StdError> = self.source.as_deref().map(|e| e as &dyn StdError);
         while let Some(e) = below {
-            write!(f, ": {e}")?;
+            // libraries break their messages into lines; ours are one paragraph
+            write!(f, ": {}", e.to_string().split_whitespace().collect::<Vec<_>>().join(" "))?;
             // our own errors print their chain themselves
             below = if e.is::<Error>() { None } else { e.source() };
         }
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn display_prints_the_whole_chain_once() {
-        let io = std::io::Error::other("disk is on fire");
+        let io = std::io::Error::other("disk is\n\ton fire\n");
         let inner = Error::failed("cannot write \"a\"").because(io);
         let outer = Error::missing("cannot start").because(inner).hint("buy a disk");
         assert_eq!(outer.to_string(), "cannot start: cannot write \"a\": disk is on fire");

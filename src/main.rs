@@ -27,7 +27,7 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|e| refuse(&e));
     start_logging(arguments.verbose, arguments.log_format);
     match commands::run(arguments.command) {
         Ok(code) => ExitCode::from(code),
@@ -45,6 +45,18 @@ fn main() -> ExitCode {
             ExitCode::from(e.kind().exit_code())
         }
     }
+}
+
+/// Prints what clap says (help and version too) and exits; its errors read like all others.
+fn refuse(e: &clap::Error) -> ! {
+    if !e.use_stderr() {
+        e.exit();
+    }
+    let text =
+        e.to_string().replace("\n\nFor more information, try '--help'.", "\nhint: `--help` says what is accepted");
+    // with stderr gone there is nobody left to tell
+    let _ = write!(std::io::stderr().lock(), "{text}");
+    std::process::exit(e.exit_code())
 }
 
 fn start_logging(verbose: u8, format: LogFormat) {

@@ -14,6 +14,14 @@ pub struct Staging {
 /// Refuses a destination that holds something else than an older output of the same kind, which is known by its file `marker`.
 pub fn check_destination(dir: &Path, marker: &str) -> Result<()> {
     let parent = parent_of(dir);
+    if parent.exists() && !parent.is_dir() {
+        return Err(Error::usage(format!(
+            "output folder \"{}\" cannot be made: \"{}\" is not a folder",
+            dir.display(),
+            parent.display()
+        ))
+        .hint("name another folder with --out"));
+    }
     if !parent.is_dir() {
         return Err(Error::usage(format!("output folder \"{}\" has no parent folder", dir.display()))
             .hint(format!("make \"{}\" first", parent.display())));

@@ -8,9 +8,11 @@ use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const FILE: &str = include_str!("../../pipelines/file.launch");
 const IMAGE: &str = include_str!("../../pipelines/image.launch");
+const WHOLE_IMAGE: &str = include_str!("../../pipelines/whole-image.launch");
 const URI: &str = include_str!("../../pipelines/uri.launch");
 
 /// How often a waiting pull looks at the bus.
@@ -29,18 +31,26 @@ pub(super) struct Pipeline {
     info: Option<(gst::Caps, gst_video::VideoInfo)>,
     duration: Option<gst::ClockTime>,
     last_end: Option<gst::ClockTime>,
+    /// Encoded pictures that reached the decoder.
+    encoded: Arc<AtomicU64>,
+    decoded: u64,
+    /// Time within the recording for which no frame came.
+    missing: gst::ClockTime,
+    first_missing: Option<gst::ClockTime>,
     warnings: u64,
 }
 
 impl Pipeline {
     pub(super) fn file(path: &Path, realtime: bool) -> Result<Self> {
         let location = path_text(path)?;
-        Self::start(FILE, "{location}", location, path.display().to_string(), None, realtime, true)
+        let template = if needs_all(path) { WHOLE_IMAGE } else { FILE };
+        Self::start(template, "{location}", location, path.display().to_string(), None, realtime, true)
     }
 
     pub(super) fn image(path: &Path, realtime: bool) -> Result<Self> {
         let name = path.file_name().map(|n| Arc::from(n.to_string_lossy().as_ref()));
-        Self::start(IMAGE, "{location}", path_text(path)?, path.display().to_string(), name, realtime, false)
+        let template = if needs_all(path) { WHOLE_IMAGE } else { IMAGE };
+        Self::start(template, "{location}", path_text(path)?, path.display().to_string(), name, realtime, false)
     }
 
     pub(super) fn uri(uri: &str, realtime: bool) -> Result<Self> {
@@ -86,8 +96,13 @@ impl Pipeline {
             info: None,
             duration: None,
             last_end: None,
+            encoded: Arc::default(),
+            decoded: 0,
+            missing: gst::ClockTime::ZERO,
+            first_missing: None,
             warnings: 0,
         };
+        this.count_encoded();
         if this.pipeline.set_state(gst::State::Playing).is_err() {
             this.check_bus()?;
             return Err(Error::failed(format!("the pipeline for \"{}\" does not start", this.name)));
@@ -117,7 +132,14 @@ impl Pipeline {
                     }
                 };
                 let Some(buffer) = sample.buffer_owned() else { continue };
+                self.decoded += 1;
                 if let Some(pts) = buffer.pts() {
+                    if let Some(last) = self.last_end
+                        && let Some(gap) = pts.checked_sub(last).filter(|gap| *gap > frame_time(&info) / 2)
+                    {
+                        self.missing += gap;
+                        self.first_missing.get_or_insert(last);
+                    }
                     let end = pts + buffer.duration().unwrap_or(gst::ClockTime::ZERO);
                     self.last_end = self.last_end.max(Some(end));
                 }
@@ -148,6 +170,24 @@ impl Pipeline {
             ))
             .hint("the file is cut off or damaged; copy it again, or cut it cleanly with another tool"));
         }
+        // a gap alone may be the camera's, frames that were decoded and not shown alone the codec's
+        let lost = self.encoded.load(Relaxed).saturating_sub(self.decoded);
+        if self.is_recording
+            && let Some(at) = self.first_missing
+            && lost > 0
+        {
+            let text = format!(
+                "{lost} frames of recording \"{}\" could not be decoded, the first at {:.2} s",
+                self.name,
+                at.mseconds() as f64 / 1e3
+            );
+            if self.missing > LENGTH_TOLERANCE {
+                return Err(Error::failed(text)
+                    .hint("the file is damaged: copy it again; what is before and after the damage was inspected"));
+            }
+            self.warnings += lost;
+            tracing::warn!("{text}");
+        }
         Ok(self.warnings)
     }
 
@@ -161,6 +201,27 @@ impl Pipeline {
             .flatten()
     }
 
+    /// Counts what goes into video decoders, which come when the streams are known.
+    fn count_encoded(&self) {
+        let Some(decode) = self.pipeline.by_name("decode").and_then(|e| e.downcast::<gst::Bin>().ok()) else { return };
+        let encoded = self.encoded.clone();
+        decode.connect_deep_element_added(move |_, _, element| {
+            let is_decoder = element
+                .factory()
+                .and_then(|f| {
+                    f.metadata("klass").map(|k| k.contains("Decoder") && (k.contains("Video") || k.contains("Image")))
+                })
+                .unwrap_or(false);
+            if let Some(pad) = element.static_pad("sink").filter(|_| is_decoder) {
+                let encoded = encoded.clone();
+                pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+                    encoded.fetch_add(1, Relaxed);
+                    gst::PadProbeReturn::Ok
+                });
+            }
+        });
+    }
+
     fn check_bus(&mut self) -> Result<()> {
         while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error, gst::MessageType::Warning]) {
             match message.view() {
@@ -169,7 +230,8 @@ impl Pipeline {
                     if self.info.is_none() && self.has_only_audio() {
                         return Err(self.no_video());
                     }
-                    let detail = e.debug().map(|d| d.lines().last().unwrap_or_default().trim().to_owned());
+                    // the first line says where in GStreamer's source it happened
+                    let detail = e.debug().and_then(|d| d.lines().skip(1).last().map(|l| l.trim().to_owned()));
                     let error = Error::failed(format!(
                         "\"{}\" cannot be decoded: element \"{element}\" says: {}{}",
                         self.name,
@@ -223,6 +285,18 @@ impl Drop for Pipeline {
         // stopping cannot be refused in a way that a caller could act on
         let _ = self.pipeline.set_state(gst::State::Null);
     }
+}
+
+/// Whether this is an image of a kind whose decoder must be given the whole file.
+fn needs_all(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+    ["bmp", "tif", "tiff"].iter().any(|e| ending == *e)
+}
+
+/// How long one frame is shown; endless where the rate is not known or varies.
+fn frame_time(info: &gst_video::VideoInfo) -> gst::ClockTime {
+    let (n, d) = (info.fps().numer() as u64, info.fps().denom() as u64);
+    (1_000_000_000 * d).checked_div(n).map_or(gst::ClockTime::MAX, gst::ClockTime::from_nseconds)
 }
 
 fn path_text(path: &Path) -> Result<&str> {

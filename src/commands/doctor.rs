@@ -97,6 +97,8 @@ fn gstreamer() -> Vec<Finding> {
         ("matroskademux", State::Note, "gstreamer1.0-plugins-good"),
         ("jpegdec", State::Bad, "gstreamer1.0-plugins-good"),
         ("pngdec", State::Bad, "gstreamer1.0-plugins-good"),
+        // BMP and TIFF
+        ("gdkpixbufdec", State::Note, "gstreamer1.0-plugins-good"),
         ("h264parse", State::Note, "gstreamer1.0-plugins-bad"),
         ("avdec_h264", State::Bad, "gstreamer1.0-libav"),
         ("avdec_h265", State::Note, "gstreamer1.0-libav"),

@@ -44,13 +44,15 @@ pub struct Comparison {
 
 impl Truth {
     pub fn load(path: &Path) -> Result<Truth> {
-        let text =
-            std::fs::read_to_string(path).missing(|| format!("truth file \"{}\" cannot be read", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .missing(|| format!("truth file \"{}\" cannot be read", path.display()))
+            .map_err(|e| e.hint("give the recording's truth file with --truth, or leave --truth out"))?;
         let truth: Truth = serde_json::from_str(&text)
             .usage(|| format!("truth file \"{}\" is not understood", path.display()))
             .map_err(|e| e.hint("it needs parts[{part, label, defective, centre}], see assets/README.md"))?;
         if truth.parts.is_empty() {
-            return Err(Error::usage(format!("truth file \"{}\" holds no parts", path.display())));
+            return Err(Error::usage(format!("truth file \"{}\" holds no parts", path.display()))
+                .hint("it needs parts[{part, label, defective, centre}], see assets/README.md"));
         }
         Ok(truth)
     }

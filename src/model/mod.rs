@@ -210,8 +210,10 @@ impl Model {
             .missing(|| format!("model package \"{}\" cannot be read: no readable {MANIFEST}", dir.display()))
             .map_err(|e| e.hint("give the folder that `linesight teach --out` made"))?;
         // the schema first: a newer one may have fields that this version does not know
+        let damaged = |e: Error| e.hint("copy the package again from where it was made, or teach the model again");
         let schema = toml::from_str::<toml::Table>(&text)
-            .failed(|| format!("\"{}\" is not valid TOML", path.display()))?
+            .failed(|| format!("\"{}\" is not valid TOML", path.display()))
+            .map_err(damaged)?
             .get("schema")
             .and_then(toml::Value::as_integer);
         if schema != Some(i64::from(SCHEMA)) {
@@ -222,7 +224,8 @@ impl Model {
             ))
             .hint("update linesight, or teach the model again with this version"));
         }
-        let m: Manifest = toml::from_str(&text).failed(|| format!("\"{}\" is not understood", path.display()))?;
+        let m: Manifest =
+            toml::from_str(&text).failed(|| format!("\"{}\" is not understood", path.display())).map_err(damaged)?;
         let package = files::Package::new(dir, &m.files);
         let input = Size { width: m.input.width, height: m.input.height };
         let wanted = crate::detect::backbone::checksum(&m.backbone.id)?;
@@ -240,7 +243,8 @@ impl Model {
                 dir.display(),
                 m.kind,
                 m.preprocessing.kernel
-            )));
+            ))
+            .hint("teach the model again with this version"));
         }
         let (normality, luma) =
             files::parse_normality(&package.read(NORMALITY)?).map_err(|e| package.damaged(NORMALITY, e))?;

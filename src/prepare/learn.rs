@@ -9,6 +9,8 @@ use crate::prepare::locate::{
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use nalgebra::{DMatrix, DVector};
 
+/// Grey levels that a pixel changes by when nothing but noise and light passes.
+const STILL: f32 = 8.0;
 /// Smallest part, as a share of the ROI, while its size is not yet known.
 const MIN_AREA: f64 = 0.004;
 
@@ -110,7 +112,11 @@ impl Learner {
         let across_rows = busy_r / calm_r.max(1.0) >= busy_c / calm_c.max(1.0);
         let (lines, calm, busy) = if across_rows { (&rows, calm_r, busy_r) } else { (&columns, calm_c, busy_c) };
         if busy < 2.5 * calm.max(2.0) {
-            return Err(Error::failed("no strip of bare belt can be told from the parts' way")
+            let why = match busy_r.max(busy_c) < STILL {
+                true => "nothing moves in the first frames",
+                false => "no strip of bare belt can be told from the parts' way",
+            };
+            return Err(Error::failed(why)
                 .hint("trigger \"presence\" needs parts that move through the picture and, beside their way, a strip of belt that none covers: widen --roi, or use --trigger frame"));
         }
         let limit = calm + 0.2 * (busy - calm);
@@ -350,6 +356,6 @@ mod tests {
             learner.observe(&mut shrinker, &frame(7, false)).unwrap();
         }
         let e = learner.learn().unwrap_err();
-        assert!(e.to_string().contains("no strip of bare belt") && e.hint_text().is_some(), "{e}");
+        assert!(e.to_string().contains("nothing moves") && e.hint_text().is_some(), "{e}");
     }
 }

@@ -127,7 +127,12 @@ fn learn_locator(first: &Source, roi: Option<Roi>, progress: Progress<'_>) -> Re
             break;
         }
     }
-    learner.ok_or_else(|| Error::failed(format!("\"{}\" has no frames", first.name())))?.learn()
+    let name = first.name();
+    let learner = learner.ok_or_else(|| Error::failed(format!("\"{name}\" has no frames")))?;
+    learner.learn().map_err(|e| {
+        let hint = e.hint_text().unwrap_or_default().to_owned();
+        Error::new(e.kind(), format!("parts cannot be located in \"{name}\"")).because(e).hint(hint)
+    })
 }
 
 /// Parts on a belt: each recording is followed from its beginning.
