@@ -82,7 +82,7 @@ fn noise(n: usize) -> Vec<u8> {
 fn missing_video() {
     let place = Place::new();
     place.inspect(&place.folder.path().join("no.mp4"), &[]).fails(
-        3,
+        2,
         &["no.mp4\" cannot be read", "No such file or directory"],
         "give a video file, an image, a folder of images or a URI",
     );
@@ -326,7 +326,7 @@ fn package_without_a_file() {
 fn no_package() {
     let place = Place::new();
     let run = place.inspect_with(place.folder.path());
-    run.fails(3, &["cannot be read: no readable model.toml"], "the folder that `linesight teach --out` made");
+    run.fails(2, &["cannot be read: no readable model.toml"], "the folder that `linesight teach --out` made");
     place.is_clean();
 }
 
@@ -486,7 +486,7 @@ fn bad_truth_file() {
         run.fails(2, &["truth.json\" ", cause], "it needs parts[{part, label, defective, centre}]");
     }
     let run = place.inspect(&source, &["--truth", "no.json"]);
-    run.fails(3, &["truth file \"no.json\" cannot be read"], "--truth");
+    run.fails(2, &["truth file \"no.json\" cannot be read"], "--truth");
     place.is_clean();
 }
 
@@ -504,7 +504,7 @@ fn bad_mask() {
         (&text, 2, "mask.txt\" is not a picture", "white where parts are judged"),
         (&black, 2, "black.png\" is black everywhere: nothing would be judged", "white marks what is judged"),
         (&wide, 2, "wide.png\" is 800x400, the judged area is 400x400", "shape of the judged area"),
-        (&none, 3, "none.png\" cannot be read", "--mask"),
+        (&none, 2, "none.png\" cannot be read", "--mask"),
     ] {
         place.teach(good_stills(), &["--mask", mask.to_str().unwrap()]).fails(code, &[cause], remedy);
     }
@@ -547,7 +547,7 @@ fn values_out_of_range() {
     let run = place.inspect(&source, &[&review[..], &[token.to_str().unwrap()]].concat());
     run.fails(2, &["token\" is empty"], "token");
     let run = place.inspect(&source, &[&review[..], &["no-token"]].concat());
-    run.fails(3, &["token file \"no-token\" cannot be read"], "token");
+    run.fails(2, &["token file \"no-token\" cannot be read"], "token");
     place.is_clean();
 }
 

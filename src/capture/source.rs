@@ -27,7 +27,7 @@ impl Source {
             return Ok(Source::Uri(text.to_owned()));
         }
         let path = Path::new(text);
-        let meta = std::fs::metadata(path).missing(|| format!("source \"{text}\" cannot be read")).map_err(|e| {
+        let meta = std::fs::metadata(path).usage(|| format!("source \"{text}\" cannot be read")).map_err(|e| {
             e.hint("give a video file, an image, a folder of images or a URI such as rtsp://host/stream")
         })?;
         if !meta.is_dir() {
@@ -69,7 +69,7 @@ impl Source {
 }
 
 pub(super) fn file_size(path: &Path) -> Result<u64> {
-    Ok(std::fs::metadata(path).missing(|| format!("source \"{}\" cannot be read", path.display()))?.len())
+    Ok(std::fs::metadata(path).usage(|| format!("source \"{}\" cannot be read", path.display()))?.len())
 }
 
 /// Sort key under which `img2` comes before `img10`: runs of digits are padded.
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_missing_path_says_what_can_be_given() {
         let e = Source::parse("/no/such.mp4").unwrap_err();
-        assert_eq!(e.kind(), crate::error::Kind::Missing);
+        assert_eq!(e.kind(), crate::error::Kind::Usage);
         assert!(e.to_string().starts_with("source \"/no/such.mp4\" cannot be read"), "{e}");
     }
 }

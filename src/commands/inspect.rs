@@ -291,7 +291,7 @@ fn write_pictures(staging: &Staging, judged: &Judged) -> Result<()> {
 
 fn read_token(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path)
-        .missing(|| format!("token file \"{}\" cannot be read", path.display()))
+        .usage(|| format!("token file \"{}\" cannot be read", path.display()))
         .map_err(|e| e.hint("--token-file names a file that holds the endpoint's token"))?;
     let token = text.trim();
     if token.is_empty() {

@@ -45,7 +45,7 @@ pub struct Comparison {
 impl Truth {
     pub fn load(path: &Path) -> Result<Truth> {
         let text = std::fs::read_to_string(path)
-            .missing(|| format!("truth file \"{}\" cannot be read", path.display()))
+            .usage(|| format!("truth file \"{}\" cannot be read", path.display()))
             .map_err(|e| e.hint("give the recording's truth file with --truth, or leave --truth out"))?;
         let truth: Truth = serde_json::from_str(&text)
             .usage(|| format!("truth file \"{}\" is not understood", path.display()))

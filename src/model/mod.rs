@@ -207,7 +207,7 @@ impl Model {
     pub fn load(dir: &Path) -> Result<Model> {
         let path = dir.join(MANIFEST);
         let text = std::fs::read_to_string(&path)
-            .missing(|| format!("model package \"{}\" cannot be read: no readable {MANIFEST}", dir.display()))
+            .usage(|| format!("model package \"{}\" cannot be read: no readable {MANIFEST}", dir.display()))
             .map_err(|e| e.hint("give the folder that `linesight teach --out` made"))?;
         // the schema first: a newer one may have fields that this version does not know
         let damaged = |e: Error| e.hint("copy the package again from where it was made, or teach the model again");

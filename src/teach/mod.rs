@@ -479,7 +479,7 @@ fn reference_parts(model: &Model, backbone: &mut Backbone, parts: &[Part]) -> Re
 fn load_mask(path: &std::path::Path, parts: &[Part], size: Size) -> Result<Vec<u8>> {
     let name = path.display();
     let bytes = std::fs::read(path)
-        .missing(|| format!("mask \"{name}\" cannot be read"))
+        .usage(|| format!("mask \"{name}\" cannot be read"))
         .map_err(|e| e.hint("--mask names a PNG: white where parts are judged, black where they are not"))?;
     let image = image::load_from_memory(&bytes)
         .usage(|| format!("mask \"{name}\" is not a picture"))
