@@ -324,7 +324,7 @@ impl Gate {
             ))
             .hint("record at the resolution that was taught, or teach again"));
         }
-        let found = finder.find(preparer.shrinker(), frame)?;
+        let found = finder.find(preparer.shrinker(), frame, &tracker.expected(frame.seq))?;
         let crossings = tracker.observe(frame.seq, &found);
         tracing::trace!(frame = frame.seq, ?found, ?crossings, "located");
         Ok(crossings)

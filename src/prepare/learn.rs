@@ -63,7 +63,7 @@ impl Learner {
         // whole once pieces are joined
         let see = |locator: &Locator, sized| -> Result<Vec<Vec<Found>>> {
             let mut finder = Finder::with_size(locator, sized)?;
-            self.frames.iter().map(|small| finder.find_in(small)).collect()
+            self.frames.iter().map(|small| finder.find_in(small, &[])).collect()
         };
         locator.part = part_size(&see(&locator, false)?, self.roi, 0.8)?;
         let seen = see(&locator, true)?;
@@ -325,7 +325,7 @@ mod tests {
         let mut finder = Finder::new(&locator).unwrap();
         for seq in 60..120 {
             let shift = 13 * seq as i32;
-            let found = finder.find(&mut shrinker, &frame(seq, upright)).unwrap();
+            let found = finder.find(&mut shrinker, &frame(seq, upright), &[]).unwrap();
             for at in (25..616 - PART).filter(|x| (x - shift).rem_euclid(PITCH) == 0) {
                 let (x, y) = if upright { (100.0, at as f32) } else { (at as f32, 100.0) };
                 let near = found

@@ -24,6 +24,8 @@ const LOCATE_SIDE: u32 = 320;
 const SIGMAS: f32 = 6.0;
 /// ... and by at least this many grey levels.
 const MIN_LEVELS: f32 = 7.0;
+/// How far a followed part may lie from where it should be, as a share of its size.
+const PLACE_MARGIN: f32 = 0.06;
 /// Pieces are joined while their union is no larger than this many parts.
 const JOIN: f32 = 1.12;
 
@@ -203,16 +205,17 @@ impl Finder {
         &self.locator
     }
 
-    /// All parts in the frame, whole or cut by the ROI's edge.
-    pub fn find(&mut self, shrinker: &mut Shrinker, frame: &Frame) -> Result<Vec<Found>> {
+    /// All parts in the frame, whole or cut by the ROI's edge. `expected` are the places where followed parts should be:
+    /// pieces that lie in one of them belong together.
+    pub fn find(&mut self, shrinker: &mut Shrinker, frame: &Frame, expected: &[Crop]) -> Result<Vec<Found>> {
         let mut small = std::mem::take(&mut self.small);
         let done = shrink(shrinker, frame, self.locator.roi, self.locator.size, &mut small);
-        let found = done.and_then(|()| self.find_in(&small));
+        let found = done.and_then(|()| self.find_in(&small, expected));
         self.small = small;
         found
     }
 
-    pub(super) fn find_in(&mut self, small: &Small) -> Result<Vec<Found>> {
+    pub(super) fn find_in(&mut self, small: &Small, expected: &[Crop]) -> Result<Vec<Found>> {
         self.foreground(small);
         let size = self.locator.size;
         let mask = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, &self.mask)
@@ -268,7 +271,7 @@ impl Finder {
             });
         }
         if self.sized {
-            found = self.join_fragments(found);
+            found = self.join_fragments(found, expected);
             found = self.split_touching(found);
         }
         Ok(found)
@@ -292,16 +295,30 @@ impl Finder {
         gain(luma, &self.levels[0], &self.strip)
     }
 
-    /// Joins pieces of one part (a dark groove can cut it in two), nearest pieces first, while the union is no larger than
-    /// a part can be.
-    fn join_fragments(&self, found: Vec<Found>) -> Vec<Found> {
+    /// Joins pieces of one part (a dark groove can cut it in two, a part as dark as the belt shows only its edges): those
+    /// that lie where a followed part should be, then the nearest ones, while the union is no larger than a part can be.
+    fn join_fragments(&self, found: Vec<Found>, expected: &[Crop]) -> Vec<Found> {
         let part = self.locator.part;
+        let mut pieces = found;
+        let mut joined: Vec<Found> = Vec::new();
+        for place in expected {
+            let (mx, my) = (part.width * PLACE_MARGIN, part.height * PLACE_MARGIN);
+            let inside = |f: &Found| {
+                f.x >= place.x as f32 - mx
+                    && f.y >= place.y as f32 - my
+                    && f.x + f.width <= (place.x + place.width as i32) as f32 + mx
+                    && f.y + f.height <= (place.y + place.height as i32) as f32 + my
+            };
+            let (here, elsewhere): (Vec<Found>, Vec<Found>) = pieces.into_iter().partition(inside);
+            pieces = elsewhere;
+            joined.extend(here.into_iter().reduce(|a, b| a.union(&b)));
+        }
+        joined.append(&mut pieces);
         let gap = |a: &Found, b: &Found| {
             let x = (a.x.max(b.x) - (a.x + a.width).min(b.x + b.width)).max(0.0);
             let y = (a.y.max(b.y) - (a.y + a.height).min(b.y + b.height)).max(0.0);
             x.max(y)
         };
-        let mut joined = found;
         loop {
             let mut nearest: Option<(f32, usize, usize)> = None;
             for i in 0..joined.len() {
@@ -413,4 +430,35 @@ pub(super) fn gain(plane: &[u8], level: &[f32], pixels: &[u32]) -> f32 {
         }
     }
     1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(x: f32, width: f32, cut_left: bool) -> Found {
+        Found { x, y: 150.0, width, height: 400.0, area: width * 400.0, cut: [cut_left, false, false, false] }
+    }
+
+    /// A part as dark as the belt: only its edges differ, and the next part that enters is nearer to one of them than the
+    /// other edge.
+    #[test]
+    fn pieces_where_a_part_should_be_are_joined_first() {
+        let locator = Locator {
+            roi: Crop { x: 0, y: 0, width: 1280, height: 720 },
+            size: Size { width: 320, height: 180 },
+            belt: vec![Surface { coefficients: [60.0, 0.0, 0.0, 0.0, 0.0, 0.0], deviation: 2.0 }],
+            strips: Vec::new(),
+            part: PartSize { width: 400.0, height: 400.0 },
+            velocity: [24.0, 0.0],
+        };
+        let finder = Finder::new(&locator).unwrap();
+        let pieces = || vec![piece(0.0, 20.0, true), piece(270.0, 30.0, false), piece(650.0, 20.0, false)];
+        let place = Crop { x: 268, y: 152, width: 400, height: 400 };
+        let joined = finder.join_fragments(pieces(), &[place]);
+        assert!(joined.iter().any(|f| f.x == 270.0 && f.width == 400.0), "{joined:?}");
+        assert!(joined.iter().any(|f| f.x == 0.0 && f.width == 20.0), "{joined:?}");
+        // without that knowledge the nearest pieces are taken for one part
+        assert!(finder.join_fragments(pieces(), &[]).iter().any(|f| f.x == 0.0 && f.width == 300.0));
+    }
 }

@@ -147,7 +147,7 @@ fn presence(good: &[Source], locator: &Locator, progress: Progress<'_>) -> Resul
         let mut earlier: VecDeque<(Arc<Frame>, Vec<Found>)> = VecDeque::new();
         while let Some(frame) = capture.next_frame()? {
             progress("parts", capture.frames(), capture.expected_frames());
-            let found = finder.find(&mut shrinker, &frame)?;
+            let found = finder.find(&mut shrinker, &frame, &tracker.expected(frame.seq))?;
             for crossing in tracker.observe(frame.seq, &found) {
                 if !crossing.located {
                     tracing::warn!("a part {} could not be located and is not taught", label(&frame, source));
