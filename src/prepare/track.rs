@@ -3,7 +3,8 @@
 //! The gate is the line through the middle of the ROI across the movement. Belongs to the thread that prepares.
 //! Invariants:
 //! 1. A track crosses once: after that it is followed only until it leaves, and two tracks never follow one part (tests
-//!    `a_part_is_judged_once`, `a_piece_that_was_followed_beside_its_part_gives_no_second_verdict`).
+//!    `a_part_is_judged_once`, `a_piece_that_was_followed_beside_its_part_gives_no_second_verdict`,
+//!    `parts_side_by_side_are_each_judged`).
 //! 2. A part that was seen before the gate and cannot be located at it, or vanishes for good, is still reported, as not
 //!    located (tests `a_part_that_vanishes_before_the_gate_is_still_reported`, `a_part_taken_off_the_belt_is_reported`).
 //! 3. A part that is first seen past the gate was another run's: it is not reported (test `parts_past_the_gate_at_the_start`).
@@ -133,7 +134,7 @@ impl Tracker {
                 self.tracks.push(Track { along, across, speed: self.speed, seen: seq, sightings: 1, crossed });
             }
         }
-        self.drop_doubles(seq, length);
+        self.drop_doubles(seq, length, breadth);
         let gone: Vec<(f32, f32)> = self
             .tracks
             .iter()
@@ -167,14 +168,17 @@ impl Tracker {
     }
 
     /// Two parts cannot be in one place: of tracks that coincide the one seen less often was made of a piece.
-    fn drop_doubles(&mut self, seq: u64, length: f32) {
-        let places: Vec<(f32, u32)> =
-            self.tracks.iter().map(|t| (t.along + t.speed * (seq - t.seen) as f32, t.sightings)).collect();
+    fn drop_doubles(&mut self, seq: u64, length: f32, breadth: f32) {
+        let places: Vec<(f32, f32, u32)> =
+            self.tracks.iter().map(|t| (t.along + t.speed * (seq - t.seen) as f32, t.across, t.sightings)).collect();
         let mut i = 0;
         self.tracks.retain(|_| {
-            let (here, sightings) = places[i];
-            let double = places.iter().enumerate().any(|(j, &(there, others))| {
-                j != i && (there - here).abs() < REACH * length && (others, i) > (sightings, j)
+            let (along, across, sightings) = places[i];
+            let double = places.iter().enumerate().any(|(j, other)| {
+                j != i
+                    && (other.0 - along).abs() < REACH * length
+                    && (other.1 - across).abs() < REACH * breadth
+                    && (other.2, i) > (sightings, j)
             });
             i += 1;
             !double
@@ -298,6 +302,22 @@ mod tests {
             n += tracker.observe(seq, &found).len();
         }
         assert_eq!((n, tracker.lost()), (1, 0));
+    }
+
+    #[test]
+    fn parts_side_by_side_are_each_judged() {
+        let mut lanes = locator([24.0, 0.0]);
+        lanes.part = PartSize { width: 400.0, height: 300.0 };
+        let mut tracker = Tracker::new(&lanes);
+        let mut n = 0;
+        for seq in 0..60u64 {
+            let found: Vec<Found> = part(24.0 * seq as f32 - 420.0)
+                .into_iter()
+                .flat_map(|f| [30.0, 390.0].map(|y| Found { y, height: 300.0, ..f }))
+                .collect();
+            n += tracker.observe(seq, &found).len();
+        }
+        assert_eq!(n, 2);
     }
 
     #[test]
