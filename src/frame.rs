@@ -45,6 +45,15 @@ impl PixelFormat {
         })
     }
 
+    /// Width and height of the chroma planes over those of the luma plane.
+    pub fn chroma_scale(self) -> (f64, f64) {
+        match self {
+            PixelFormat::I420 | PixelFormat::Nv12 => (0.5, 0.5),
+            PixelFormat::Y42b => (0.5, 1.0),
+            PixelFormat::Y444 | PixelFormat::Gray8 | PixelFormat::Rgb | PixelFormat::Bgr => (1.0, 1.0),
+        }
+    }
+
     /// Whether plane 0 is luma.
     pub fn is_yuv(self) -> bool {
         matches!(self, PixelFormat::I420 | PixelFormat::Nv12 | PixelFormat::Y42b | PixelFormat::Y444)

@@ -24,21 +24,24 @@ pub fn frame_jpeg(frame: &Frame, roi: Crop) -> Result<Vec<u8>> {
     let crop = Crop { width: size.width, height: size.height, ..roi };
     let mut rgb = vec![0; size.area() * 3];
     Shrinker::new().rgb(frame, crop, size, &mut rgb)?;
-    let mut out = Vec::with_capacity(rgb.len() / 8);
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY)
-        .write_image(&rgb, size.width, size.height, image::ExtendedColorType::Rgb8)
-        .failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))?;
+    jpeg(&rgb, size, image::ExtendedColorType::Rgb8).failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))
+}
+
+fn jpeg(pixels: &[u8], size: Size, colour: image::ExtendedColorType) -> image::ImageResult<Vec<u8>> {
+    let mut out = Vec::with_capacity(pixels.len() / 8);
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY).write_image(
+        pixels,
+        size.width,
+        size.height,
+        colour,
+    )?;
     Ok(out)
 }
 
 /// What the inspected place should look like: the reference picture's luma as JPEG.
 pub fn normal_jpeg(reference: &Reference) -> Result<Vec<u8>> {
-    let Size { width, height } = reference.size;
-    let mut out = Vec::new();
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY)
-        .write_image(&reference.luma, width, height, image::ExtendedColorType::L8)
-        .failed(|| "the reference picture cannot be encoded as JPEG")?;
-    Ok(out)
+    jpeg(&reference.luma, reference.size, image::ExtendedColorType::L8)
+        .failed(|| "the reference picture cannot be encoded as JPEG")
 }
 
 /// The map as RGBA over the whole ROI: transparent where the part is normal, yellow at the threshold, red beyond it.

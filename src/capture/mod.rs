@@ -88,10 +88,6 @@ impl Capture {
         }
     }
 
-    /// What is captured.
-    pub fn source(&self) -> &Source {
-        &self.source
-    }
     /// Frames handed out so far.
     pub fn frames(&self) -> u64 {
         self.next_seq

@@ -1,7 +1,7 @@
 //! `linesight demo`: teach, inspect and review the bundled sample, through the same parts that a line uses.
 
 use super::inspect::{Summary, inspect};
-use super::terminal::{Progress, stop_flag};
+use super::terminal::{Progress, stop_flag, wait_for};
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::deliver::{Config, Deliver, Endpoint};
@@ -15,7 +15,6 @@ use crate::teach::{self, Method, Options, RegistrationChoice, Variant};
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use url::Url;
 use uuid::Uuid;
@@ -127,9 +126,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     }
     if std::io::stdout().is_terminal() && !a.json {
         print_text(&format!("the rejected parts are at {} - Ctrl-C ends the demo", server.url()))?;
-        while !stop.load(Relaxed) {
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_for(&stop);
     }
     server.stop();
     Ok(0)

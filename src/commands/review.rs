@@ -1,13 +1,11 @@
 //! `linesight review`
 
 use super::print_text;
-use super::terminal::stop_flag;
+use super::terminal::{stop_flag, wait_for};
 use crate::error::Result;
 use crate::review::{Config, Server};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -23,9 +21,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let stop = stop_flag()?;
     let server = Server::start(Config { data_dir: a.data, listen: a.listen })?;
     print_text(&format!("review page: {} (Ctrl-C stops)", server.url()))?;
-    while !stop.load(Relaxed) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_for(&stop);
     server.stop();
     Ok(0)
 }

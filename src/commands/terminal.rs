@@ -4,7 +4,7 @@ use crate::error::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Work shorter than this shows no bar.
@@ -48,6 +48,13 @@ impl Progress {
 
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Waits until `stop` is set.
+pub(super) fn wait_for(stop: &AtomicBool) {
+    while !stop.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

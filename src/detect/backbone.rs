@@ -69,22 +69,11 @@ impl Device {
         &self.0
     }
 
-    /// Devices that were named one by one, without the virtual device in front.
-    fn named(&self) -> Vec<&str> {
-        match self.0.split_once(':') {
-            Some((_, list)) => list.split(',').collect(),
-            None if matches!(self.0.as_str(), "AUTO" | "MULTI" | "HETERO") => Vec::new(),
-            None => vec![self.0.as_str()],
-        }
-    }
-}
-
-impl Device {
     /// The device to compile for on a machine that has `available`. Devices that are not there are an error; with
     /// `allow_fallback` they are left out. AUTO chooses by itself.
     fn on(&self, available: &[String], allow_fallback: bool) -> Result<String> {
-        let there = |n: &str| available.iter().any(|a| a == n || a.split('.').next() == Some(n));
-        let (kept, gone): (Vec<&str>, Vec<&str>) = self.named().into_iter().partition(|n| there(n));
+        let (kept, gone): (Vec<&str>, Vec<&str>) =
+            self.named().into_iter().partition(|n| available.iter().any(|a| is_named(a, n)));
         if gone.is_empty() || self.0.starts_with("AUTO") {
             return Ok(self.0.clone());
         }
@@ -103,6 +92,20 @@ impl Device {
             (several, None) => several.join(","),
         })
     }
+
+    /// Devices that were named one by one, without the virtual device in front.
+    fn named(&self) -> Vec<&str> {
+        match self.0.split_once(':') {
+            Some((_, list)) => list.split(',').collect(),
+            None if matches!(self.0.as_str(), "AUTO" | "MULTI" | "HETERO") => Vec::new(),
+            None => vec![self.0.as_str()],
+        }
+    }
+}
+
+/// Whether the runtime's `device` ("GPU.0") is the one that was `named` ("GPU.0" or "GPU").
+fn is_named(device: &str, named: &str) -> bool {
+    device == named || device.split('.').next() == Some(named)
 }
 
 /// OpenVINO's exceptions come as a trace of several lines: what they say, without where in its sources.
@@ -231,8 +234,7 @@ impl Backbone {
             .collect();
         let device = Device(options.device.on(&available, options.allow_fallback)?);
         let named = device.named();
-        let concerned =
-            |d: &&String| named.is_empty() || named.iter().any(|n| d.as_str() == *n || d.split('.').next() == Some(n));
+        let concerned = |d: &&String| named.is_empty() || named.iter().any(|n| is_named(d, n));
         for device in available.iter().filter(concerned) {
             let d = DeviceType::from(device.as_str());
             let mut set =
@@ -265,7 +267,7 @@ impl Backbone {
             .into_iter()
             // AUTO with a list asks for the first that works; the others ask for all of the list
             .filter(|_| !wanted.starts_with("AUTO:"))
-            .filter(|n| !running.iter().any(|r| r == n || r.split('.').next() == Some(n)))
+            .filter(|n| !running.iter().any(|r| is_named(r, n)))
             .collect();
         if !idle.is_empty() && !options.allow_fallback {
             return Err(Error::missing(format!(

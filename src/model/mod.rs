@@ -20,7 +20,7 @@ use crate::staging::{self, Staging};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Version of the package's layout.
 pub const SCHEMA: u32 = 1;
@@ -319,9 +319,4 @@ pub fn name_from(dir: &Path) -> String {
 /// Refuses a destination that holds something else, before any work is done.
 pub fn check_destination(dir: &Path) -> Result<()> {
     staging::check_destination(dir, MANIFEST)
-}
-
-/// Path of the file that names a package.
-pub fn manifest_path(dir: &Path) -> PathBuf {
-    dir.join(MANIFEST)
 }

@@ -12,7 +12,7 @@
 
 use crate::error::{Context, Result};
 use crate::frame::{Frame, PixelFormat};
-use crate::prepare::shrink::{Crop, Shrinker, Size};
+use crate::prepare::shrink::{Crop, Shrinker, Size, crop_f64};
 use opencv::core::{Mat, Point};
 use opencv::imgproc;
 use opencv::prelude::*;
@@ -99,25 +99,20 @@ pub fn shrink(shrinker: &mut Shrinker, frame: &Frame, roi: Crop, size: Size, int
     let n = channels(frame.format());
     into.planes.resize_with(n, Vec::new);
     into.planes.iter_mut().for_each(|p| p.resize(size.area(), 0));
-    let scaled = |sx: f64, sy: f64| {
-        [f64::from(roi.x) * sx, f64::from(roi.y) * sy, f64::from(roi.width) * sx, f64::from(roi.height) * sy]
-    };
+    let luma = crop_f64(roi, 1.0, 1.0);
+    let (sx, sy) = frame.format().chroma_scale();
+    let chroma = crop_f64(roi, sx, sy);
     match frame.format() {
-        PixelFormat::Gray8 => shrinker.plane(&frame.plane(0), scaled(1.0, 1.0), size, &mut into.planes[0]),
+        PixelFormat::Gray8 => shrinker.plane(&frame.plane(0), luma, size, &mut into.planes[0]),
         PixelFormat::I420 | PixelFormat::Y42b | PixelFormat::Y444 => {
-            let (sx, sy) = match frame.format() {
-                PixelFormat::I420 => (0.5, 0.5),
-                PixelFormat::Y42b => (0.5, 1.0),
-                _ => (1.0, 1.0),
-            };
-            shrinker.plane(&frame.plane(0), scaled(1.0, 1.0), size, &mut into.planes[0])?;
-            shrinker.plane(&frame.plane(1), scaled(sx, sy), size, &mut into.planes[1])?;
-            shrinker.plane(&frame.plane(2), scaled(sx, sy), size, &mut into.planes[2])
+            shrinker.plane(&frame.plane(0), luma, size, &mut into.planes[0])?;
+            shrinker.plane(&frame.plane(1), chroma, size, &mut into.planes[1])?;
+            shrinker.plane(&frame.plane(2), chroma, size, &mut into.planes[2])
         }
         PixelFormat::Nv12 => {
-            shrinker.plane(&frame.plane(0), scaled(1.0, 1.0), size, &mut into.planes[0])?;
+            shrinker.plane(&frame.plane(0), luma, size, &mut into.planes[0])?;
             let mut both = vec![0; size.area() * 2];
-            shrinker.plane(&frame.plane(1), scaled(0.5, 0.5), size, &mut both)?;
+            shrinker.plane(&frame.plane(1), chroma, size, &mut both)?;
             for (i, uv) in both.chunks_exact(2).enumerate() {
                 into.planes[1][i] = uv[0];
                 into.planes[2][i] = uv[1];

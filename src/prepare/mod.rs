@@ -51,11 +51,6 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// For crops that are neither registered nor matched (the first pass of teaching).
-    pub fn plain() -> Self {
-        Preparer { shrinker: Shrinker::new(), registrar: None, luma: Vec::new() }
-    }
-
     pub fn new(preparation: &Preparation) -> Result<Self> {
         let registrar = match preparation.registration {
             Registration::None => None,

@@ -127,11 +127,8 @@ impl Shrinker {
         let c = frame.colorimetry();
         let range = if c.full_range { yuv::YuvRange::Full } else { yuv::YuvRange::Limited };
         let matrix = if c.bt709 { yuv::YuvStandardMatrix::Bt709 } else { yuv::YuvStandardMatrix::Bt601 };
-        let chroma = match frame.format() {
-            PixelFormat::Y42b => crop_f64(crop, 0.5, 1.0),
-            PixelFormat::Y444 => crop_f64(crop, 1.0, 1.0),
-            _ => crop_f64(crop, 0.5, 0.5),
-        };
+        let (sx, sy) = frame.format().chroma_scale();
+        let chroma = crop_f64(crop, sx, sy);
         let converted = if frame.format() == PixelFormat::Nv12 {
             self.plane(&frame.plane(1), chroma, half, uv)?;
             let image = yuv::YuvBiPlanarImage {
@@ -225,7 +222,8 @@ impl Shrinker {
     }
 }
 
-fn crop_f64(c: Crop, sx: f64, sy: f64) -> [f64; 4] {
+/// A crop in the pixels of a plane of another scale: x, y, width, height.
+pub(super) fn crop_f64(c: Crop, sx: f64, sy: f64) -> [f64; 4] {
     [f64::from(c.x) * sx, f64::from(c.y) * sy, f64::from(c.width) * sx, f64::from(c.height) * sy]
 }
 
