@@ -6,9 +6,12 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gstreamer_video as gst_video;
-use linesight::detect::head::{Head, Normality, RANK};
+use linesight::detect::head::{Detector, Family, Head, Member, Term, View};
+use linesight::detect::patchcore::Bank;
+use linesight::detect::ppca::{Ppca, RANK};
 use linesight::frame::Frame;
-use linesight::prepare::register::{Reference, Registrar, match_light};
+use linesight::prepare::light::{Local, match_light};
+use linesight::prepare::register::{Reference, Registrar};
 use linesight::prepare::shrink::{Crop, Shrinker, Size};
 use std::hint::black_box;
 
@@ -45,24 +48,34 @@ fn prepare(c: &mut Criterion) {
         b.iter(|| registrar.measure(black_box(&luma)).expect("measured"));
     });
     c.bench_function("match light 256x256", |b| b.iter(|| match_light(black_box(&mut rgb), &reference)));
+    let mut local = Local::default();
+    c.bench_function("local contrast 256x256", |b| {
+        b.iter(|| local.apply(black_box(&mut rgb), INPUT).expect("normalised"));
+    });
 }
 
 fn head(c: &mut Criterion) {
     let (grid, channels) = (Size { width: 32, height: 32 }, 152);
     let value = |i: usize| ((i * 2_654_435_761) >> 8 & 0xffff) as f32 / 65_536.0 - 0.5;
     let n = grid.area();
-    let normality = Normality {
+    let ppca = Ppca {
         grid,
         channels,
         mean: (0..n * channels).map(value).collect(),
         basis: (0..n * channels * RANK).map(|i| 0.1 * value(i)).collect(),
         inverse_noise: vec![1.0; n],
     };
+    let bank = Bank::new(channels, (0..1000 * channels).map(value).collect(), vec![0.0; channels]).expect("bank");
     let features: Vec<f32> = (0..n * channels).map(|i| value(i + 17)).collect();
-    let mut head = Head::new(grid);
-    c.bench_function("head 256x256: distances, map, score", |b| {
-        b.iter(|| head.map(&normality, black_box(&features), None).expect("map").max());
-    });
+    let mut head = Head::new();
+    for (name, family) in [("ppca", Family::Ppca(ppca)), ("patchcore", Family::Patchcore(bank))] {
+        let terms = vec![Term { top: 0.0, weight: 1.0 }];
+        let member = Member { view: View::PLAIN, family, usual: None, sigma: 1.5, terms };
+        let detector = Detector { grid, channels, members: vec![member] };
+        c.bench_function(&format!("head 256x256, {name}: distances, map, score"), |b| {
+            b.iter(|| head.score(&detector, black_box(&features), None).expect("scored").score);
+        });
+    }
 }
 
 criterion_group!(stages, prepare, head);

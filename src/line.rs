@@ -17,6 +17,7 @@ pub use measure::{Latency, Stages};
 use crate::capture::{Capture, Source};
 use crate::deliver::{Anomaly, Deliver, Pictures, Record};
 use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request};
+use crate::detect::head::Scored;
 use crate::detect::{AnomalyMap, Device, Head};
 use crate::error::{Error, Result};
 use crate::event::{EVENT_SCHEMA, Event, ImageSize, LedgerRow, Rect, Region, Verdict};
@@ -171,11 +172,11 @@ pub fn arm(model: &Model, device: &Device, allow_fallback: bool, throughput: boo
         )));
     }
     let mut request = backbone.request()?;
-    let mut head = Head::new(model.normality.grid);
+    let mut head = Head::new();
     for (i, (pixels, wanted)) in model.reference.iter().enumerate() {
         request.input()?.copy_from_slice(pixels);
         request.start()?;
-        let score = head.map(&model.normality, request.wait()?, model.mask.as_deref())?.max();
+        let score = head.score(&model.detector, request.wait()?, model.mask.as_deref())?.score;
         let difference = (score - wanted).abs() / model.threshold().max(f32::MIN_POSITIVE);
         if difference.is_nan() || difference > PARITY_TOLERANCE {
             return Err(Error::failed(format!(
@@ -414,7 +415,7 @@ impl<'a> Judge<'a> {
         Ok(Judge {
             line,
             normal: Arc::new(picture::normal_jpeg(&line.model.preparation.reference)?),
-            head: Head::new(line.model.normality.grid),
+            head: Head::new(),
             device: backbone.device().to_owned(),
             totals: Totals {
                 frames: 0,
@@ -449,10 +450,9 @@ impl<'a> Judge<'a> {
         let features = flight.request.wait()?;
         self.infer.record(flight.started.elapsed());
         let lap = Instant::now();
-        let map = self.head.map(&model.normality, features, model.mask.as_deref())?;
+        let Scored { score, map } = self.head.score(&model.detector, features, model.mask.as_deref())?;
         // prepare holds the other end until it has ended; then nobody needs the request
         let _ = free.send(flight.request);
-        let score = map.max();
         let (frame, threshold) = (flight.frame, model.threshold());
         let verdict = if score > threshold {
             Verdict::Reject

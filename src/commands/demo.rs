@@ -9,9 +9,9 @@ use crate::detect::{Device, Precision};
 use crate::error::{Context, Error, Kind, Result};
 use crate::judge::truth::Truth;
 use crate::line::{self, Line};
-use crate::model::{Model, Trigger};
+use crate::model::{Method, Model, Trigger};
 use crate::review;
-use crate::teach::{self, Method, Options, RegistrationChoice, Variant};
+use crate::teach::{self, Options, RegistrationChoice, Variant};
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -68,6 +68,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         mask: None,
         registration: RegistrationChoice::Auto,
         method: Method::Auto,
+        budget_ms: None,
         seed: 0,
         variant: Variant::Balanced,
         precision: Precision::F32,

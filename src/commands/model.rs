@@ -5,7 +5,7 @@ use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::detect::{Device, Precision};
 use crate::error::Result;
-use crate::judge::calibration::check_rate;
+use crate::judge::calibration::{Basis, Change, check_rate};
 use crate::line;
 use crate::model::{Model, Trigger};
 use crate::prepare::Registration;
@@ -68,6 +68,36 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Set the threshold without teaching again. Who and why are kept in the package.
+    SetThreshold {
+        /// Folder of the model package.
+        dir: PathBuf,
+        /// The new threshold, in the unit of the score.
+        #[arg(allow_negative_numbers = true)]
+        threshold: f32,
+        /// Who sets it [default: the name of the user who is logged in].
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
+        /// Why it is set.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What set-threshold did.
+#[derive(Serialize)]
+struct Set {
+    name: String,
+    version: String,
+    threshold_before: f32,
+    threshold: f32,
+    expected_false_reject_rate: f64,
+    guaranteed_false_reject_rate: f64,
+    by: String,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -87,7 +117,10 @@ struct Shown {
     threshold: f32,
     expected_false_reject_rate: f64,
     guaranteed_false_reject_rate: f64,
+    basis: Basis,
     calibration: String,
+    /// Thresholds that a person set.
+    threshold_changes: Vec<Change>,
 }
 
 impl Shown {
@@ -97,7 +130,7 @@ impl Shown {
             version: m.version.clone(),
             sha256: m.sha256.clone(),
             created: m.created.to_string(),
-            method: m.method.clone(),
+            method: m.method.as_str().into(),
             trigger: m.trigger,
             registration: m.preparation.registration,
             input: m.preparation.input,
@@ -108,13 +141,15 @@ impl Shown {
             threshold: m.threshold(),
             expected_false_reject_rate: m.calibration.expected_false_reject_rate,
             guaranteed_false_reject_rate: m.calibration.guaranteed_false_reject_rate,
+            basis: m.calibration.basis,
             calibration: m.calibration.method.clone(),
+            threshold_changes: m.calibration.changes.clone(),
         }
     }
 
     fn text(&self) -> String {
         format!(
-            "model \"{}\" version {} ({})\n  {}, trigger {:?}, registration {:?}, input {}x{}, backbone {}\n  {} on {}; threshold {:.3} from {} good parts: {:.2} % false rejects expected, {:.1} % guaranteed at best\n  calibration: {}",
+            "model \"{}\" version {} ({})\n  {}, trigger {:?}, registration {:?}, input {}x{}, backbone {}\n  {} on {}; threshold {:.3} from {} good parts: {:.2} % false rejects expected, {:.1} % guaranteed {}\n  calibration: {}{}",
             self.name,
             self.version,
             self.sha256,
@@ -130,7 +165,12 @@ impl Shown {
             self.good_parts,
             self.expected_false_reject_rate * 100.0,
             self.guaranteed_false_reject_rate * 100.0,
-            self.calibration
+            self.basis.as_text(),
+            self.calibration,
+            self.threshold_changes
+                .iter()
+                .map(|c| format!("\n  threshold {:.3} -> {:.3} at {} by {}: {}", c.from, c.to, c.at, c.by, c.why))
+                .collect::<String>()
         )
     }
 }
@@ -169,10 +209,42 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
                 ))?;
             }
         }
+        Action::SetThreshold { dir, threshold, by, why, json } => {
+            let mut model = Model::load(&dir)?;
+            let by = by.or_else(|| std::env::var("USER").ok()).unwrap_or_default();
+            let threshold_before = model.threshold();
+            model.set_threshold(threshold, &by, &why)?;
+            model.save(&dir)?;
+            let c = &model.calibration;
+            let set = Set {
+                name: model.name.clone(),
+                version: model.version.clone(),
+                threshold_before,
+                threshold,
+                expected_false_reject_rate: c.expected_false_reject_rate,
+                guaranteed_false_reject_rate: c.guaranteed_false_reject_rate,
+                by,
+                why,
+            };
+            if json {
+                print_json(&set)?;
+            } else {
+                print_text(&format!(
+                    "model \"{}\" version {}: threshold {:.3} -> {:.3}; {:.2} % false rejects expected, {:.1} % guaranteed {}",
+                    set.name,
+                    set.version,
+                    set.threshold_before,
+                    set.threshold,
+                    set.expected_false_reject_rate * 100.0,
+                    set.guaranteed_false_reject_rate * 100.0,
+                    c.basis.as_text()
+                ))?;
+            }
+        }
         Action::Calibrate { dir, good, device, precision, allow_fallback, false_reject_rate, json } => {
             false_reject_rate.map_or(Ok(()), check_rate)?;
             let mut model = Model::load(&dir)?;
-            let rate = false_reject_rate.unwrap_or(model.calibration.expected_false_reject_rate);
+            let rate = false_reject_rate.unwrap_or(model.calibration.wanted_false_reject_rate);
             let precision = precision.unwrap_or(model.precision);
             let done = calibrate(&mut model, &dir, &good, &device, precision, allow_fallback, rate)?;
             if json {

@@ -4,11 +4,11 @@ use super::terminal::Progress;
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::detect::{Device, Precision};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::judge::calibration::check_rate;
-use crate::model::{self, Trigger};
+use crate::model::{self, Method, Trigger};
 use crate::prepare::Roi;
-use crate::teach::{self, Method, Options, RegistrationChoice, Report, Variant};
+use crate::teach::{self, Candidate, Options, RegistrationChoice, Report, Variant};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -31,9 +31,12 @@ pub struct Arguments {
     /// Size of the network's input: time against detail.
     #[arg(long, value_enum, default_value_t = Variant::Balanced)]
     variant: Variant,
-    /// Family of the normality model; auto chooses the best for these parts, of which there is one so far.
+    /// Family of the normality model; auto chooses it and the input's size by cross-validation with synthetic defects.
     #[arg(long, value_enum, default_value_t = Method::Auto)]
     method: Method,
+    /// Milliseconds that network and head may take for a picture on one core: chooses the best method and size within it.
+    #[arg(long, value_name = "MS", conflicts_with = "variant", allow_negative_numbers = true)]
+    budget_ms: Option<f64>,
     /// Start of every pseudo-random choice: the same seed and parts give the same model.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -64,6 +67,11 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     // everything that can be refused is refused before the recording is decoded
     model::check_destination(&a.out)?;
     check_rate(a.false_reject_rate)?;
+    if let Some(ms) = a.budget_ms.filter(|ms| !(ms.is_finite() && *ms > 0.0)) {
+        return Err(
+            Error::usage(format!("budget \"{ms}\" is not a time")).hint("give milliseconds above 0 to --budget-ms")
+        );
+    }
     let options = Options {
         good: a.good.iter().map(|s| Source::parse(s)).collect::<Result<_>>()?,
         name: a.name.unwrap_or_else(|| model::name_from(&a.out)),
@@ -72,6 +80,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         mask: a.mask,
         registration: a.registration,
         method: a.method,
+        budget_ms: a.budget_ms,
         seed: a.seed,
         variant: a.variant,
         precision: a.precision,
@@ -96,28 +105,56 @@ pub(super) fn text(r: &Report, out: &str) -> String {
     let mut lines = vec![
         format!("model \"{}\" taught from {} good parts in {:.1} s -> {out}", r.name, r.parts, r.teach_s),
         format!(
-            "  input {}x{}, registration {:?}, {} on {} in {}",
+            "  {}{} at input {}x{}, registration {:?}, on {} in {}",
+            r.method.as_str(),
+            if r.differing { " for parts that differ" } else { "" },
             r.input.width,
             r.input.height,
             r.registration,
-            r.method,
             r.device,
             r.precision.as_str()
         ),
+        format!("  why: {}", r.why),
         format!(
             "  held-out scores of good parts {:.2} ± {:.2}, highest {:.2}; threshold {:.2}",
             r.held_out_mean, r.held_out_deviation, r.held_out_max, r.threshold
         ),
         format!(
-            "  false rejects: {:.2} % expected; {:.1} % is the least that {} parts can guarantee ({} would guarantee the wanted rate)",
+            "  false rejects: {:.2} % expected by the fitted tail; {:.1} % guaranteed {}; {} parts that were not taught could guarantee the wanted rate",
             r.expected_false_reject_rate * 100.0,
             r.guaranteed_false_reject_rate * 100.0,
-            r.parts,
+            r.basis.as_text(),
             r.parts_for_guarantee
         ),
     ];
+    if !r.candidates.is_empty() {
+        lines.push(table(&r.candidates, r));
+    }
+    lines.extend(r.warnings.iter().map(|w| format!("  warning: {w}")));
     for part in &r.left_out {
         lines.push(format!("  left out, wildly different from the others: {part}"));
     }
     lines.join("\n")
+}
+
+/// What was tried, a line a candidate; the chosen one has a star.
+fn table(candidates: &[Candidate], r: &Report) -> String {
+    let mut text = String::from(
+        "    method                     input    ms   found  AUROC   of synthetic defects on held-out parts",
+    );
+    for c in candidates {
+        let chosen = c.method == r.method && c.differing == r.differing && c.input == r.input;
+        text += &format!(
+            "\n  {} {:<26} {:>3}x{:<3} {:>5.1}  {:>5.1} %  {:.3}{}",
+            if chosen { "*" } else { " " },
+            format!("{}{}", c.method.as_str(), if c.differing { " (parts differ)" } else { "" }),
+            c.input.width,
+            c.input.height,
+            c.ms,
+            c.found_mean * 100.0,
+            c.auroc,
+            if c.allowed { "" } else { "   not allowed by variant or budget" }
+        );
+    }
+    text
 }

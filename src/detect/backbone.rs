@@ -197,6 +197,11 @@ pub fn checksum(id: &str) -> Result<String> {
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Features of a grid cell that a built-in network gives.
+pub fn channels(id: &str) -> Result<usize> {
+    built_in(id).map(|b| b.3)
+}
+
 fn built_in(id: &str) -> Result<&'static (&'static str, &'static [u8], &'static [u8], usize)> {
     BACKBONES.iter().find(|b| b.0 == id).ok_or_else(|| {
         let known: Vec<&str> = BACKBONES.iter().map(|b| b.0).collect();

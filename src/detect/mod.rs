@@ -2,7 +2,9 @@
 
 pub mod backbone;
 pub mod head;
+pub mod patchcore;
+pub mod ppca;
 pub mod runtime;
 
 pub use backbone::{Backbone, Device, Precision, Request};
-pub use head::{AnomalyMap, Head};
+pub use head::{AnomalyMap, Detector, Head};

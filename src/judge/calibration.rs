@@ -1,15 +1,18 @@
 //! From held-out scores of good parts to a threshold for a wanted false-reject rate, and from a score to a confidence.
 
 use crate::error::{Error, Result};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// Held-out scores of good parts and what was concluded from them; `calibration.json` of a model package.
 ///
-/// The tail beyond the largest held-out score is Student's t prediction for one more observation: mean and deviation are
-/// themselves estimated from few parts, and the t distribution with the factor `sqrt(1 + 1/n)` carries that uncertainty.
-/// Its quantile gives the rate called "expected". What is guaranteed without any assumption about the tail is only
-/// 1 / (n + 1) for a threshold at the largest of n held-out scores (split conformal prediction).
+/// *Expected*: the tail beyond the largest held-out score is Student's t prediction for one more observation: mean and
+/// deviation are themselves estimated from few parts, and the t distribution with the factor `sqrt(1 + 1/n)` carries that
+/// uncertainty. Its tail beyond the threshold is the rate called "expected".
+///
+/// *Guaranteed*: what holds for parts from the same process without any assumption about the tail, see [`Basis`]. With `m` of
+/// `n` held-out scores above the threshold it is never below 1 / (n + 1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
@@ -17,15 +20,70 @@ pub struct Calibration {
     pub scores: Vec<f32>,
     pub mean: f64,
     pub deviation: f64,
-    /// The false-reject rate that was asked for; the fitted tail expects it at `threshold`.
+    /// The false-reject rate that was asked for.
+    pub wanted_false_reject_rate: f64,
+    /// What the fitted tail expects at `threshold`.
     pub expected_false_reject_rate: f64,
-    /// The smallest rate that so many parts can guarantee, 1 / (n + 1).
+    /// What is guaranteed at `threshold`.
     pub guaranteed_false_reject_rate: f64,
-    /// How many good parts a guarantee of the wanted rate would need.
+    /// What the guarantee leans on.
+    pub basis: Basis,
+    /// How many good parts that were not taught a guarantee of the wanted rate would need, none of them above the threshold.
     pub parts_for_guarantee: u64,
     pub threshold: f32,
     /// How the scores were got.
     pub method: String,
+    /// Thresholds that a person set, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+/// How good parts were held out, and what that guarantees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum Basis {
+    /// Scores by models that were fitted without the part's fold. CV+ (Barber, Candès, Ramdas & Tibshirani 2021, theorem 4)
+    /// bounds the rate by `2 (m + 1) / (n + 1) + min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1))`. It holds for the fold
+    /// models; the model that runs is fitted on all parts, more than any of them.
+    CrossValidated { folds: u64 },
+    /// Scores of parts that were not taught, by the model that runs: split conformal prediction (Papadopoulos et al. 2002),
+    /// `(m + 1) / (n + 1)`.
+    Split,
+}
+
+impl Basis {
+    /// The rate that `above` of `parts` held-out scores over the threshold guarantee, at most 1.
+    pub fn guaranteed(self, above: usize, parts: usize) -> f64 {
+        let (m, n) = (above as f64, parts as f64);
+        let order = (m + 1.0) / (n + 1.0);
+        match self {
+            Basis::Split => order.min(1.0),
+            Basis::CrossValidated { folds } => {
+                let k = folds as f64;
+                let excess = (2.0 * (1.0 - 1.0 / k) / (n / k + 1.0)).min((1.0 - k / n) / (k + 1.0)).max(0.0);
+                (2.0 * order + excess).min(1.0)
+            }
+        }
+    }
+
+    /// For people.
+    pub fn as_text(self) -> &'static str {
+        match self {
+            Basis::CrossValidated { .. } => "by cross-validation (CV+)",
+            Basis::Split => "by parts that were not taught (split conformal)",
+        }
+    }
+}
+
+/// A threshold that a person set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    pub at: Timestamp,
+    pub by: String,
+    pub why: String,
+    pub from: f32,
+    pub to: f32,
 }
 
 /// Fewest good parts that can be taught.
@@ -33,7 +91,7 @@ pub const MIN_PARTS: usize = 5;
 
 impl Calibration {
     /// Sets the threshold so that `rate` (0..0.5) of good parts is expected above it.
-    pub fn new(mut scores: Vec<f32>, rate: f64, method: String) -> Result<Self> {
+    pub fn new(mut scores: Vec<f32>, rate: f64, basis: Basis, method: String) -> Result<Self> {
         if scores.len() < MIN_PARTS {
             return Err(too_few(scores.len()));
         }
@@ -48,14 +106,58 @@ impl Calibration {
             scores,
             mean,
             deviation,
+            wanted_false_reject_rate: rate,
             expected_false_reject_rate: rate,
-            guaranteed_false_reject_rate: 1.0 / (n + 1.0),
+            guaranteed_false_reject_rate: 1.0,
+            basis,
             parts_for_guarantee: (1.0 / rate).ceil() as u64 - 1,
             threshold: 0.0,
             method,
+            changes: Vec::new(),
         };
-        this.threshold = (mean + this.tail()?.inverse_cdf(1.0 - rate) * this.scale()) as f32;
+        this.put_threshold((mean + this.tail()?.inverse_cdf(1.0 - rate) * this.scale()) as f32);
+        this.expected_false_reject_rate = rate;
         Ok(this)
+    }
+
+    /// Sets the threshold, on a person's word; the rates are those of the new one. The change is recorded.
+    pub fn set_threshold(&mut self, threshold: f32, by: &str, why: &str) -> Result<()> {
+        if !(threshold.is_finite() && threshold > 0.0) {
+            return Err(Error::usage(format!("threshold \"{threshold}\" is not a positive number")).hint(format!(
+                "the threshold is {:.3} now; held-out good parts score {:.3} to {:.3}",
+                self.threshold,
+                self.scores.first().copied().unwrap_or_default(),
+                self.scores.last().copied().unwrap_or_default()
+            )));
+        }
+        for (what, text) in [("who changes the threshold", by), ("why the threshold changes", why)] {
+            if text.trim().is_empty() {
+                return Err(Error::usage(format!("nothing says {what}"))
+                    .hint("give --by NAME and --why TEXT: they are kept in the package"));
+            }
+        }
+        let change = Change {
+            at: Timestamp::now(),
+            by: by.trim().into(),
+            why: why.trim().into(),
+            from: self.threshold,
+            to: threshold,
+        };
+        self.put_threshold(threshold);
+        self.changes.push(change);
+        Ok(())
+    }
+
+    fn put_threshold(&mut self, threshold: f32) {
+        let above = self.scores.len() - self.scores.partition_point(|&s| s <= threshold);
+        self.threshold = threshold;
+        self.expected_false_reject_rate = self.fitted(threshold);
+        self.guaranteed_false_reject_rate = self.basis.guaranteed(above, self.scores.len());
+    }
+
+    /// Share of good parts that the fitted tail expects above a score.
+    pub fn fitted(&self, score: f32) -> f64 {
+        self.tail().map_or(1.0, |t| t.sf((f64::from(score) - self.mean) / self.scale()))
     }
 
     /// Checks what was read from a file.
@@ -86,11 +188,7 @@ impl Calibration {
         if below < n {
             return (1.0 - counted) as f32;
         }
-        let fitted = match self.tail() {
-            Ok(tail) => tail.sf((f64::from(score) - self.mean) / self.scale()),
-            Err(_) => counted,
-        };
-        (1.0 - fitted.min(counted)) as f32
+        (1.0 - self.fitted(score).min(counted)) as f32
     }
 }
 
@@ -120,10 +218,38 @@ mod tests {
         let raw: Vec<f64> = (0..30).map(|i| f64::from(i) - 14.5).collect();
         let sd = (raw.iter().map(|x| x * x).sum::<f64>() / 29.0).sqrt();
         let scores = raw.iter().map(|x| (10.0 + x / sd) as f32).collect();
-        let c = Calibration::new(scores, 0.005, "test".into()).unwrap();
+        let c = Calibration::new(scores, 0.005, Basis::Split, "test".into()).unwrap();
         assert!((f64::from(c.threshold) - (10.0 + 2.7564 * (31.0f64 / 30.0).sqrt())).abs() < 1e-3, "{}", c.threshold);
         assert!((c.confidence(c.threshold) - 0.995).abs() < 1e-4);
         assert_eq!(c.parts_for_guarantee, 199);
+        assert_eq!(c.guaranteed_false_reject_rate, 1.0 / 31.0);
+    }
+
+    /// What is guaranteed is counted, never below 1 / (n + 1), and follows a threshold that a person sets.
+    #[test]
+    fn a_set_threshold_has_its_own_rates_and_is_recorded() {
+        let scores: Vec<f32> = (0..49).map(|i| 10.0 + 0.1 * i as f32).collect();
+        let mut c = Calibration::new(scores, 0.005, Basis::Split, "test".into()).unwrap();
+        let before = c.threshold;
+        c.set_threshold(14.0, "a person", " a scratch passed ").unwrap();
+        // 14.1 to 14.8 lie above
+        assert_eq!(c.guaranteed_false_reject_rate, 9.0 / 50.0);
+        assert!((0.1..0.2).contains(&c.expected_false_reject_rate), "{}", c.expected_false_reject_rate);
+        let [change] = &c.changes[..] else { panic!("{:?}", c.changes) };
+        assert_eq!((change.from, change.to, change.why.as_str()), (before, 14.0, "a scratch passed"));
+        for (threshold, by, why) in [(f32::NAN, "a", "b"), (0.0, "a", "b"), (12.0, " ", "b"), (12.0, "a", "")] {
+            assert!(c.set_threshold(threshold, by, why).is_err());
+        }
+        assert_eq!(c.threshold, 14.0);
+    }
+
+    #[test]
+    fn cross_validation_guarantees_what_cv_plus_says() {
+        // n = 50, K = 5, none above: 2/51 + min(2 (4/5) / 11, (9/10) / 6)
+        let cv = Basis::CrossValidated { folds: 5 }.guaranteed(0, 50);
+        assert!((cv - (2.0 / 51.0 + 1.6 / 11.0)).abs() < 1e-12, "{cv}");
+        assert_eq!(Basis::CrossValidated { folds: 2 }.guaranteed(20, 20), 1.0);
+        assert_eq!(Basis::Split.guaranteed(0, 199), 0.005);
     }
 
     proptest! {
@@ -132,7 +258,7 @@ mod tests {
             scores in proptest::collection::vec(0.1f32..50.0, 5..60),
             mut probes in proptest::collection::vec(0.0f32..200.0, 2..20),
         ) {
-            let c = Calibration::new(scores, 0.005, "test".into()).unwrap();
+            let c = Calibration::new(scores, 0.005, Basis::Split, "test".into()).unwrap();
             probes.sort_by(f32::total_cmp);
             let confidences: Vec<f32> = probes.iter().map(|&s| c.confidence(s)).collect();
             prop_assert!(confidences.windows(2).all(|w| w[0] <= w[1]));

@@ -1,11 +1,14 @@
 //! Files of a model package: checksums, safetensors, PNGs.
 
-use crate::detect::head::{Normality, RANK};
+use crate::detect::head::{Detector, Family, Member, Term, View};
+use crate::detect::patchcore::Bank;
+use crate::detect::ppca::{Ppca, RANK};
 use crate::error::{Context, Error, Result};
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::Size;
 use image::ImageEncoder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,47 +58,128 @@ fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-pub(super) fn normality_bytes(n: &Normality, reference: &Reference) -> Result<Vec<u8>> {
-    let (h, w, c) = (n.grid.height as usize, n.grid.width as usize, n.channels);
-    let (mean, basis, noise) = (floats(&n.mean), floats(&n.basis), floats(&n.inverse_noise));
-    let size = reference.size;
-    let view = |dtype, shape, data| TensorView::new(dtype, shape, data).failed(|| "normality tensors");
-    let tensors = [
-        ("mean", view(Dtype::F32, vec![h, w, c], &mean)?),
-        ("basis", view(Dtype::F32, vec![h, w, c, RANK], &basis)?),
-        ("inverse_noise", view(Dtype::F32, vec![h, w], &noise)?),
-        ("reference_luma", view(Dtype::U8, vec![size.height as usize, size.width as usize], &reference.luma)?),
-    ];
-    safetensors::serialize(tensors, None).failed(|| "normality tensors cannot be written")
+/// A member of the detector as model.toml has it; its numbers are in the safetensors file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemberEntry {
+    family: String,
+    #[serde(flatten)]
+    view: ViewEntry,
+    sigma: f32,
+    terms: Vec<Term>,
 }
 
-/// The normality model and the reference's luma.
-pub(super) fn parse_normality(bytes: &[u8]) -> Result<(Normality, Vec<u8>)> {
+/// [`View`] without the refusal of unknown fields, which does not go with flattening.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct ViewEntry {
+    cell: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    standardise: Option<f32>,
+}
+
+pub(super) fn entries(detector: &Detector) -> Vec<MemberEntry> {
+    let family = |m: &Member| match m.family {
+        Family::Ppca(_) => PPCA,
+        Family::Patchcore(_) => PATCHCORE,
+    };
+    detector
+        .members
+        .iter()
+        .map(|m| MemberEntry {
+            family: family(m).into(),
+            view: ViewEntry { cell: m.view.cell, standardise: m.view.standardise },
+            sigma: m.sigma,
+            terms: m.terms.clone(),
+        })
+        .collect()
+}
+
+const PPCA: &str = "ppca";
+const PATCHCORE: &str = "patchcore";
+
+/// The detector's numbers and the reference's luma as safetensors: `<member>.<tensor>`.
+pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec<u8>> {
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (i, m) in d.members.iter().enumerate() {
+        let mut put = |name: &str, shape: Vec<usize>, values: &[f32]| {
+            tensors.push((format!("{i}.{name}"), Dtype::F32, shape, floats(values)));
+        };
+        let grid = m.view.grid(d.grid);
+        let (h, w) = (grid.height as usize, grid.width as usize);
+        match &m.family {
+            Family::Ppca(p) => {
+                put("mean", vec![h, w, p.channels], &p.mean);
+                put("basis", vec![h, w, p.channels, RANK], &p.basis);
+                put("inverse_noise", vec![h, w], &p.inverse_noise);
+            }
+            Family::Patchcore(bank) => {
+                put("vectors", vec![bank.len(), bank.channels], bank.vectors());
+                put("centre", vec![bank.channels], &bank.centre);
+            }
+        }
+        if let Some(usual) = &m.usual {
+            put("usual", vec![h, w], usual);
+        }
+    }
+    let size = reference.size;
+    let shape = vec![size.height as usize, size.width as usize];
+    tensors.push((REFERENCE_LUMA.into(), Dtype::U8, shape, reference.luma.clone()));
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| {
+            TensorView::new(*dtype, shape.clone(), data).map(|v| (name.as_str(), v)).failed(|| "normality tensors")
+        })
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, None).failed(|| "normality tensors cannot be written")
+}
+
+const REFERENCE_LUMA: &str = "reference_luma";
+
+/// The detector for a network grid and features a cell, and the reference's luma.
+pub(super) fn parse_normality(
+    bytes: &[u8],
+    members: &[MemberEntry],
+    grid: Size,
+    channels: usize,
+) -> Result<(Detector, Vec<u8>)> {
     let tensors = SafeTensors::deserialize(bytes).failed(|| "not a safetensors file")?;
-    let tensor = |name: &'static str, dtype, rank| {
+    let tensor = |name: &str, dtype, rank| {
         let t = tensors.tensor(name).failed(|| format!("tensor \"{name}\" is missing"))?;
         if t.dtype() != dtype || t.shape().len() != rank {
             return Err(Error::failed(format!("tensor \"{name}\" is {:?} {:?}", t.dtype(), t.shape())));
         }
         Ok(t)
     };
-    let read = |t: &TensorView<'_>| -> Vec<f32> {
-        t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    let read = |name: &str, rank| -> Result<Vec<f32>> {
+        let t = tensor(name, Dtype::F32, rank)?;
+        Ok(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    let mean = tensor("mean", Dtype::F32, 3)?;
-    let basis = tensor("basis", Dtype::F32, 4)?;
-    let noise = tensor("inverse_noise", Dtype::F32, 2)?;
-    let luma = tensor("reference_luma", Dtype::U8, 2)?;
-    let [h, w, c] = mean.shape() else { return Err(Error::failed("tensor \"mean\" has no shape")) };
-    let normality = Normality {
-        grid: Size { width: *w as u32, height: *h as u32 },
-        channels: *c,
-        mean: read(&mean),
-        basis: read(&basis),
-        inverse_noise: read(&noise),
-    };
-    normality.validate()?;
-    Ok((normality, luma.data().to_vec()))
+    let members = members
+        .iter()
+        .enumerate()
+        .map(|(i, m)| {
+            let view = View { cell: m.view.cell.max(1), standardise: m.view.standardise };
+            let named = |name: &str| format!("{i}.{name}");
+            let family = match m.family.as_str() {
+                PPCA => Family::Ppca(Ppca {
+                    grid: view.grid(grid),
+                    channels,
+                    mean: read(&named("mean"), 3)?,
+                    basis: read(&named("basis"), 4)?,
+                    inverse_noise: read(&named("inverse_noise"), 2)?,
+                }),
+                PATCHCORE => {
+                    Family::Patchcore(Bank::new(channels, read(&named("vectors"), 2)?, read(&named("centre"), 1)?)?)
+                }
+                other => return Err(Error::failed(format!("family \"{other}\" is not known"))),
+            };
+            let usual = tensors.tensor(&named("usual")).is_ok().then(|| read(&named("usual"), 2)).transpose()?;
+            Ok(Member { view, family, usual, sigma: m.sigma, terms: m.terms.clone() })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let detector = Detector { grid, channels, members };
+    detector.validate()?;
+    Ok((detector, tensor(REFERENCE_LUMA, Dtype::U8, 2)?.data().to_vec()))
 }
 
 fn png(pixels: &[u8], size: Size, colour: image::ExtendedColorType) -> Result<Vec<u8>> {

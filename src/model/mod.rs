@@ -8,10 +8,11 @@
 
 mod files;
 
-use crate::detect::{Precision, head};
+use crate::detect::{Detector, Precision, backbone, head};
 use crate::error::{Context, Error, Result};
 use crate::event::ModelId;
 use crate::judge::Calibration;
+use crate::prepare::light::Light;
 use crate::prepare::locate::Locator;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, KERNEL, Size};
@@ -39,6 +40,32 @@ pub enum Trigger {
     Presence,
 }
 
+/// Family of the normality model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// What finds most synthetic defects on held-out parts.
+    Auto,
+    /// Position-wise low-rank Gaussian: parts that show the same place at the same position.
+    Ppca,
+    /// Memory bank of patches: parts in any pose, textures.
+    Patchcore,
+    /// Mean of both z-scores.
+    MeanZ,
+}
+
+impl Method {
+    /// The word of command line and package.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Auto => "auto",
+            Method::Ppca => "ppca",
+            Method::Patchcore => "patchcore",
+            Method::MeanZ => "mean-z",
+        }
+    }
+}
+
 /// `model.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +75,9 @@ struct Manifest {
     version: String,
     created: Timestamp,
     kind: String,
-    method: String,
+    method: Method,
+    /// Uses the form of the method for parts that each differ.
+    differing: bool,
     /// Start of the pseudo-random choices of teaching.
     seed: u64,
     precision: Precision,
@@ -63,6 +92,7 @@ struct Manifest {
     roi: Option<Roi>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     locator: Option<Locator>,
+    detector: Vec<files::MemberEntry>,
     reference: Vec<ReferencePart>,
     files: BTreeMap<String, String>,
 }
@@ -89,7 +119,7 @@ pub struct BackboneId {
 struct Preprocessing {
     kernel: String,
     registration: Registration,
-    match_light: bool,
+    light: Light,
     max_shift: f32,
     /// Cut from each side of a located part before it is shrunk, as a fraction of its size.
     inset: f32,
@@ -113,7 +143,9 @@ pub struct Model {
     pub name: String,
     pub version: String,
     pub created: Timestamp,
-    pub method: String,
+    pub method: Method,
+    /// Uses the form of the method for parts that each differ.
+    pub differing: bool,
     pub seed: u64,
     pub precision: Precision,
     pub device: String,
@@ -123,7 +155,7 @@ pub struct Model {
     pub locator: Option<Locator>,
     pub inset: f32,
     pub preparation: Preparation,
-    pub normality: head::Normality,
+    pub detector: Detector,
     pub calibration: Calibration,
     /// Of the anomaly map's size, 0 where the map is ignored.
     pub mask: Option<Vec<u8>>,
@@ -136,6 +168,20 @@ pub struct Model {
 impl Model {
     pub fn threshold(&self) -> f32 {
         self.calibration.threshold
+    }
+
+    /// Sets the threshold on a person's word: a new version of the model.
+    pub fn set_threshold(&mut self, threshold: f32, by: &str, why: &str) -> Result<()> {
+        self.calibration.set_threshold(threshold, by, why)?;
+        self.next_version();
+        Ok(())
+    }
+
+    /// Counts the version up and dates it now.
+    pub fn next_version(&mut self) {
+        self.version =
+            self.version.parse::<u64>().map_or_else(|_| format!("{}+1", self.version), |v| (v + 1).to_string());
+        self.created = Timestamp::now();
     }
 
     /// What events carry.
@@ -156,11 +202,11 @@ impl Model {
             sums.insert(name.to_owned(), files::sha256(bytes));
             staging.write(name, bytes)
         };
-        put(NORMALITY, &files::normality_bytes(&self.normality, &self.preparation.reference)?)?;
+        put(NORMALITY, &files::normality_bytes(&self.detector, &self.preparation.reference)?)?;
         let calibration = serde_json::to_vec_pretty(&self.calibration).failed(|| "calibration cannot be written")?;
         put(CALIBRATION, &calibration)?;
         if let Some(mask) = &self.mask {
-            put(MASK, &files::gray_png(mask, head::map_size(self.normality.grid))?)?;
+            put(MASK, &files::gray_png(mask, head::map_size(self.detector.grid))?)?;
         }
         let mut reference = Vec::new();
         for (i, (pixels, score)) in self.reference.iter().enumerate() {
@@ -175,7 +221,8 @@ impl Model {
             version: self.version.clone(),
             created: self.created,
             kind: "normality".into(),
-            method: self.method.clone(),
+            method: self.method,
+            differing: self.differing,
             seed: self.seed,
             precision: self.precision,
             device: self.device.clone(),
@@ -185,7 +232,7 @@ impl Model {
             preprocessing: Preprocessing {
                 kernel: KERNEL.into(),
                 registration: p.registration,
-                match_light: p.match_light,
+                light: p.light,
                 max_shift: p.max_shift,
                 inset: self.inset,
                 reference_mean: p.reference.mean,
@@ -194,6 +241,7 @@ impl Model {
             trigger: self.trigger,
             roi: self.roi,
             locator: self.locator.clone(),
+            detector: files::entries(&self.detector),
             reference,
             files: sums,
         };
@@ -228,7 +276,7 @@ impl Model {
             toml::from_str(&text).failed(|| format!("\"{}\" is not understood", path.display())).map_err(damaged)?;
         let package = files::Package::new(dir, &m.files);
         let input = Size { width: m.input.width, height: m.input.height };
-        let wanted = crate::detect::backbone::checksum(&m.backbone.id)?;
+        let wanted = backbone::checksum(&m.backbone.id)?;
         if wanted != m.backbone.sha256 {
             return Err(Error::failed(format!(
                 "model package \"{}\" was taught with another build of backbone \"{}\"",
@@ -246,15 +294,16 @@ impl Model {
             ))
             .hint("teach the model again with this version"));
         }
-        let (normality, luma) =
-            files::parse_normality(&package.read(NORMALITY)?).map_err(|e| package.damaged(NORMALITY, e))?;
+        let stride = backbone::STRIDE;
+        let grid = Size { width: input.width / stride, height: input.height / stride };
+        let (detector, luma) =
+            files::parse_normality(&package.read(NORMALITY)?, &m.detector, grid, backbone::channels(&m.backbone.id)?)
+                .map_err(|e| package.damaged(NORMALITY, e))?;
         let calibration: Calibration = serde_json::from_slice(&package.read(CALIBRATION)?)
             .failed(|| "not the JSON of a calibration")
             .and_then(|c: Calibration| c.validate().map(|()| c))
             .map_err(|e| package.damaged(CALIBRATION, e))?;
-        let stride = crate::detect::backbone::STRIDE;
-        let grid = Size { width: input.width / stride, height: input.height / stride };
-        if normality.grid != grid || luma.len() != input.area() {
+        if luma.len() != input.area() {
             return Err(package.damaged(
                 NORMALITY,
                 Error::failed(format!("its size does not fit the input {}x{}", input.width, input.height)),
@@ -282,6 +331,7 @@ impl Model {
             version: m.version,
             created: m.created,
             method: m.method,
+            differing: m.differing,
             seed: m.seed,
             precision: m.precision,
             device: m.device,
@@ -293,7 +343,7 @@ impl Model {
             preparation: Preparation {
                 input,
                 registration: m.preprocessing.registration,
-                match_light: m.preprocessing.match_light,
+                light: m.preprocessing.light,
                 max_shift: m.preprocessing.max_shift,
                 reference: Reference {
                     size: input,
@@ -302,7 +352,7 @@ impl Model {
                     deviation: m.preprocessing.reference_deviation,
                 },
             },
-            normality,
+            detector,
             calibration,
             mask,
             reference,

@@ -2,6 +2,7 @@
 //! shrinking and colour conversion. One [`Preparer`] belongs to the thread that submits inferences.
 
 pub mod learn;
+pub mod light;
 pub mod locate;
 pub mod register;
 pub mod shrink;
@@ -9,6 +10,7 @@ pub mod track;
 
 use crate::error::{Error, Result};
 use crate::frame::Frame;
+use light::{Light, Local};
 use register::{Reference, Registrar};
 use serde::{Deserialize, Serialize};
 use shrink::{Crop, Shrinker, Size};
@@ -27,8 +29,7 @@ pub enum Registration {
 pub struct Preparation {
     pub input: Size,
     pub registration: Registration,
-    /// Match mean and deviation of each crop to the reference.
-    pub match_light: bool,
+    pub light: Light,
     /// Largest shift that registration may apply, as a fraction of the crop's size.
     pub max_shift: f32,
     pub reference: Reference,
@@ -47,6 +48,7 @@ pub struct Pose {
 pub struct Preparer {
     shrinker: Shrinker,
     registrar: Option<Registrar>,
+    local: Local,
     luma: Vec<u8>,
 }
 
@@ -56,7 +58,12 @@ impl Preparer {
             Registration::None => None,
             Registration::Shift => Some(Registrar::new(&preparation.reference)?),
         };
-        Ok(Preparer { shrinker: Shrinker::new(), registrar, luma: vec![0; preparation.input.area()] })
+        Ok(Preparer {
+            shrinker: Shrinker::new(),
+            registrar,
+            local: Local::default(),
+            luma: vec![0; preparation.input.area()],
+        })
     }
 
     pub fn shrinker(&mut self) -> &mut Shrinker {
@@ -67,8 +74,10 @@ impl Preparer {
     pub fn prepare(&mut self, p: &Preparation, frame: &Frame, crop: Crop, out: &mut [u8]) -> Result<Pose> {
         let pose = self.register(p, frame, crop)?;
         self.shrinker.rgb(frame, pose.crop, p.input, out)?;
-        if p.match_light {
-            register::match_light(out, &p.reference);
+        match p.light {
+            Light::None => {}
+            Light::Match => light::match_light(out, &p.reference),
+            Light::Local => self.local.apply(out, p.input)?,
         }
         Ok(pose)
     }

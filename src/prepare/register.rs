@@ -1,9 +1,7 @@
-//! Registration by shift and photometric matching: what makes a position-wise detector see the same place at the same
-//! grid cell under the same light.
+//! Registration by shift: what makes a position-wise detector see the same place at the same grid cell.
 //!
 //! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma at the model's size against the median teach picture;
-//! the ROI is then cropped again by whole source pixels, so that nothing is interpolated. Photometric: the picture's mean
-//! and standard deviation are matched to the reference's.
+//! the ROI is then cropped again by whole source pixels, so that nothing is interpolated.
 
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
@@ -98,19 +96,6 @@ pub fn statistics(pixels: &[u8]) -> (f32, f32) {
     (mean as f32, (squares as f64 / n - mean * mean).max(0.0).sqrt() as f32)
 }
 
-/// Gives `pixels` the reference's mean and standard deviation.
-pub fn match_light(pixels: &mut [u8], reference: &Reference) {
-    let (mean, deviation) = statistics(pixels);
-    let gain = reference.deviation / (deviation + 1e-3);
-    let mut table = [0u8; 256];
-    for (i, t) in table.iter_mut().enumerate() {
-        *t = ((i as f32 - mean) * gain + reference.mean).round().clamp(0.0, 255.0) as u8;
-    }
-    for p in pixels {
-        *p = table[*p as usize];
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,15 +136,5 @@ mod tests {
                 "{first:?} {again:?}"
             );
         }
-    }
-
-    #[test]
-    fn light_is_matched_to_the_reference() {
-        let size = Size { width: 16, height: 16 };
-        let reference = Reference { size, luma: vec![0; 256], mean: 120.0, deviation: 30.0 };
-        let mut pixels: Vec<u8> = (0..768u32).map(|i| 60 + (i * 37 % 50) as u8).collect();
-        match_light(&mut pixels, &reference);
-        let (mean, deviation) = statistics(&pixels);
-        assert!((mean - 120.0).abs() < 0.6 && (deviation - 30.0).abs() < 0.6, "{mean} {deviation}");
     }
 }

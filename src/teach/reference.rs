@@ -3,6 +3,7 @@
 use super::RegistrationChoice;
 use super::parts::Part;
 use crate::error::Result;
+use crate::prepare::light::Light;
 use crate::prepare::register::{Reference, statistics};
 use crate::prepare::shrink::{Shrinker, Size};
 use crate::prepare::{Preparation, Preparer, Registration};
@@ -16,6 +17,8 @@ pub(super) struct Built {
     pub registration: Registration,
     pub spread_before: f32,
     pub spread_after: f32,
+    /// How alike the parts are: median correlation of their luma with the reference's, -1..1.
+    pub likeness: f32,
 }
 
 pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_shift: f32) -> Result<Built> {
@@ -23,29 +26,39 @@ pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_
     let picture = reference(&plain, size);
     let spread_before = spread(&plain, &picture);
     if choice == RegistrationChoice::None {
-        return Ok(Built { picture, registration: Registration::None, spread_before, spread_after: spread_before });
+        let likeness = likeness(&plain, &picture);
+        let spread_after = spread_before;
+        return Ok(Built { picture, registration: Registration::None, spread_before, spread_after, likeness });
     }
     // registered to the plain median first, then to the sharper median of the registered parts
     let mut shifted = picture.clone();
     let mut spread_after = spread_before;
+    let mut alike = 0.0;
     for _ in 0..2 {
         let p = Preparation {
             input: size,
             registration: Registration::Shift,
-            match_light: false,
+            light: Light::None,
             max_shift,
             reference: shifted,
         };
         let registered = pictures(parts, size, Some(&p))?;
         shifted = reference(&registered, size);
         spread_after = spread(&registered, &shifted);
+        alike = likeness(&registered, &shifted);
     }
     let registration = match choice {
         RegistrationChoice::Auto if spread_after > WORTHWHILE * spread_before => Registration::None,
         _ => Registration::Shift,
     };
-    let picture = if registration == Registration::Shift { shifted } else { picture };
-    Ok(Built { picture, registration, spread_before, spread_after })
+    let (picture, likeness) = match registration {
+        Registration::None => {
+            let likeness = likeness(&plain, &picture);
+            (picture, likeness)
+        }
+        Registration::Shift => (shifted, alike),
+    };
+    Ok(Built { picture, registration, spread_before, spread_after, likeness })
 }
 
 /// RGB and luma of each part.
@@ -111,4 +124,23 @@ fn spread(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
         })
         .sum();
     (total / pictures.len().max(1) as f64) as f32
+}
+
+/// Median correlation of the parts' luma with the reference's.
+fn likeness(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
+    let (rm, rd) = statistics(&reference.luma);
+    let mut all: Vec<f32> = pictures
+        .par_iter()
+        .map(|(_, luma)| {
+            let (m, d) = statistics(luma);
+            let sum: f64 = luma
+                .iter()
+                .zip(&reference.luma)
+                .map(|(&v, &r)| f64::from((f32::from(v) - m) * (f32::from(r) - rm)))
+                .sum();
+            (sum / luma.len() as f64) as f32 / (d * rd).max(1e-3)
+        })
+        .collect();
+    all.sort_by(f32::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or_default()
 }

@@ -135,6 +135,9 @@ pub fn washer() -> &'static Path {
             good.as_os_str(),
             "--trigger".as_ref(),
             "presence".as_ref(),
+            // the choice of a method is tested in tests/teach.rs
+            "--method".as_ref(),
+            "ppca".as_ref(),
             "--out".as_ref(),
             out.as_os_str(),
         ]);
@@ -152,6 +155,8 @@ pub fn still_model() -> &'static Path {
             "teach".as_ref(),
             "--good".as_ref(),
             good_stills().as_os_str(),
+            "--method".as_ref(),
+            "ppca".as_ref(),
             "--out".as_ref(),
             out.as_os_str(),
         ]);

@@ -1,11 +1,11 @@
-//! Fits the normality model and scores held-out parts, position by position, on all cores.
+//! Fits the position-wise Gaussian and scores held-out parts, position by position, on all cores.
 //!
 //! Everything but the final basis is computed from each position's Gram matrix of the taught parts, which is made once and
 //! serves all folds: leaving parts out is choosing rows and columns and centring again. Noise floor and shrinkage are those
 //! of `docs/design/detector.md`: `lambda = 0.3 (0.9 v + 0.1 mean v)` with v the position's mean variance per feature.
 
-use crate::detect::head::{Normality, RANK};
-use crate::prepare::shrink::Size;
+use super::features::Features;
+use crate::detect::ppca::{Ppca, RANK};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 use rayon::prelude::*;
 
@@ -19,32 +19,23 @@ const FULL_EIGEN: usize = 64;
 const EXTRA: usize = 4;
 const ROUNDS: usize = 4;
 
-/// Features of the taught parts.
-pub struct Features {
-    pub grid: Size,
-    pub channels: usize,
-    /// `[part][position][channel]`
-    pub parts: Vec<Vec<f32>>,
+/// The taught parts at one position, `[part][channel]`, centred on all of them, and their products.
+fn gram(features: &Features, position: usize) -> (DMatrix<f32>, DMatrix<f64>) {
+    let mut x = at(features, position);
+    // centred on all parts first: f32 products of the raw features would lose the small differences
+    let mean = x.column_mean();
+    for mut column in x.column_iter_mut() {
+        column -= &mean;
+    }
+    let gram = x.tr_mul(&x).map(f64::from);
+    (x, gram)
 }
 
-impl Features {
-    /// The taught parts at one position, `[part][channel]`.
-    fn at(&self, position: usize) -> DMatrix<f32> {
-        let c = self.channels;
-        // nalgebra is column-major: one column a part makes the copy contiguous
-        DMatrix::from_fn(c, self.parts.len(), |i, p| self.parts[p][position * c + i])
-    }
-
-    fn gram(&self, position: usize) -> (DMatrix<f32>, DMatrix<f64>) {
-        let mut x = self.at(position);
-        // centred on all parts first: f32 products of the raw features would lose the small differences
-        let mean = x.column_mean();
-        for mut column in x.column_iter_mut() {
-            column -= &mean;
-        }
-        let gram = x.tr_mul(&x).map(f64::from);
-        (x, gram)
-    }
+/// The taught parts at one position, a column for each.
+fn at(features: &Features, position: usize) -> DMatrix<f32> {
+    let c = features.channels;
+    // nalgebra is column-major: one column a part makes the copy contiguous
+    DMatrix::from_fn(c, features.parts.len(), |i, p| features.parts[p][position * c + i])
 }
 
 /// Leading eigenpairs of a centred Gram matrix divided by n - 1, and its trace.
@@ -118,7 +109,7 @@ fn noise(variances: &[f64]) -> Vec<f64> {
 }
 
 /// Fits the model on the parts `chosen`.
-pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Normality {
+pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Ppca {
     let (n, c) = (features.grid.area(), features.channels);
     struct Fitted {
         mean: Vec<f32>,
@@ -128,7 +119,7 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Normality {
     let fitted: Vec<Fitted> = (0..n)
         .into_par_iter()
         .map(|position| {
-            let x = features.at(position).select_columns(chosen);
+            let x = at(features, position).select_columns(chosen);
             let mean = x.column_mean();
             let mut t = x;
             for mut column in t.column_iter_mut() {
@@ -149,15 +140,15 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Normality {
         })
         .collect();
     let lambda = noise(&fitted.iter().map(|f| f.variance).collect::<Vec<_>>());
-    let mut normality = Normality {
+    let mut model = Ppca {
         grid: features.grid,
         channels: c,
         mean: Vec::with_capacity(n * c),
         basis: vec![0.0; n * c * RANK],
         inverse_noise: lambda.iter().map(|l| (1.0 / l) as f32).collect(),
     };
-    for ((f, l), basis) in fitted.iter().zip(&lambda).zip(normality.basis.chunks_exact_mut(c * RANK)) {
-        normality.mean.extend_from_slice(&f.mean);
+    for ((f, l), basis) in fitted.iter().zip(&lambda).zip(model.basis.chunks_exact_mut(c * RANK)) {
+        model.mean.extend_from_slice(&f.mean);
         for (k, (e, direction)) in f.directions.iter().enumerate() {
             let weight = (e / (e + l)).sqrt() as f32;
             for (i, v) in direction.iter().enumerate() {
@@ -165,7 +156,7 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Normality {
             }
         }
     }
-    normality
+    model
 }
 
 /// Distances of each part at each position, from models that were fitted without the part's fold.
@@ -189,7 +180,7 @@ pub fn held_out(features: &Features, folds: &[Vec<usize>], seed: u64) -> Vec<Vec
     let positions: Vec<Position> = (0..n)
         .into_par_iter()
         .map(|position| {
-            let (_, gram) = features.gram(position);
+            let (_, gram) = gram(features, position);
             let mut terms: Vec<Option<Term>> = (0..parts).map(|_| None).collect();
             let mut spectra = Vec::with_capacity(folds.len());
             for (fold, train) in folds.iter().zip(&training) {
@@ -227,25 +218,11 @@ pub fn held_out(features: &Features, folds: &[Vec<usize>], seed: u64) -> Vec<Vec
     out
 }
 
-/// Contiguous folds of whole groups (`groups[i]` is the physical part that view `i` shows, ascending): parts that look alike
-/// because they were seen one after the other stay together.
-pub fn folds(groups: &[usize], wanted: usize) -> Vec<Vec<usize>> {
-    let mut distinct = groups.to_vec();
-    distinct.dedup();
-    let n = wanted.clamp(2, distinct.len().max(2));
-    (0..n)
-        .map(|f| {
-            let chosen = &distinct[f * distinct.len() / n..(f + 1) * distinct.len() / n];
-            (0..groups.len()).filter(|&i| chosen.contains(&groups[i])).collect()
-        })
-        .filter(|f: &Vec<usize>| !f.is_empty())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::features::folds;
     use super::*;
-    use crate::detect::Head;
+    use crate::prepare::shrink::Size;
 
     fn features(parts: usize) -> Features {
         let (grid, channels) = (Size { width: 2, height: 2 }, 24);
@@ -276,10 +253,9 @@ mod tests {
                 let model = fit(&f, &train, 0);
                 model.validate().unwrap();
                 for &j in fold {
-                    let mut head = Head::new(f.grid);
-                    let slow = head.map(&model, &f.parts[j], None).unwrap();
-                    let map = head.smooth(&fast[j], None).unwrap();
-                    for (a, b) in slow.values.iter().zip(&map.values) {
+                    let mut slow = vec![0.0; f.grid.area()];
+                    model.distances(&f.parts[j], &mut slow);
+                    for (a, b) in slow.iter().zip(&fast[j]) {
                         assert!((a - b).abs() < 2e-3 * b.max(1.0), "{n} parts: {a} {b}");
                     }
                 }
@@ -290,7 +266,7 @@ mod tests {
     #[test]
     fn subspace_iteration_finds_the_leading_directions() {
         let f = features(90);
-        let (_, gram) = f.gram(0);
+        let (_, gram) = gram(&f, 0);
         let all: Vec<usize> = (0..90).collect();
         let (k, _, _) = centred(&gram, &all);
         let fast = spectrum(&k, 0);
@@ -298,18 +274,5 @@ mod tests {
         let largest = full.eigenvalues.max() / 89.0;
         assert!((fast.values[0] / largest - 1.0).abs() < 1e-6);
         assert_eq!(fast.values.len(), RANK);
-    }
-
-    #[test]
-    fn folds_cover_every_part_once() {
-        for (n, k) in [(5, 5), (7, 5), (50, 5), (6, 2)] {
-            let f = folds(&(0..n).collect::<Vec<_>>(), k);
-            assert_eq!(f.concat(), (0..n).collect::<Vec<_>>());
-        }
-        // three views of each of four parts: a part is never on both sides
-        let groups: Vec<usize> = (0..12).map(|i| i / 3).collect();
-        let f = folds(&groups, 3);
-        assert_eq!(f.concat(), (0..12).collect::<Vec<_>>());
-        assert!(f.iter().all(|f| f.len() % 3 == 0), "{f:?}");
     }
 }

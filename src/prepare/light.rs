@@ -1,0 +1,132 @@
+//! Photometric matching: what a part's light and exposure do to its picture is taken out before the network sees it.
+
+use super::register::{Reference, statistics};
+use crate::error::{Context, Result};
+use crate::prepare::shrink::Size;
+use opencv::core::{BORDER_REFLECT_101, Mat};
+use opencv::imgproc;
+use opencv::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// What is done to each picture's light.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Light {
+    /// Nothing.
+    None,
+    /// The picture gets the reference's mean and standard deviation.
+    Match,
+    /// Each place gets the same mean and contrast over its surroundings (local contrast normalisation, Jarrett et al. 2009):
+    /// for parts that each differ, under lights that differ.
+    Local,
+}
+
+/// Width of the surroundings (sigma) as a share of the picture's side.
+const SURROUNDINGS: f64 = 0.125;
+/// Local statistics are made on means of this many pixels squared: they change slowly.
+const COARSE: u32 = 4;
+/// Contrast that is taken for none, grey levels: calm places are not blown up to noise.
+const FLAT: f32 = 4.0;
+/// What local statistics are brought to.
+const MEAN: f32 = 127.0;
+const DEVIATION: f32 = 40.0;
+
+/// Gives `rgb` the reference's mean and standard deviation.
+pub fn match_light(rgb: &mut [u8], reference: &Reference) {
+    let (mean, deviation) = statistics(rgb);
+    let gain = reference.deviation / (deviation + 1e-3);
+    let mut table = [0u8; 256];
+    for (i, t) in table.iter_mut().enumerate() {
+        *t = ((i as f32 - mean) * gain + reference.mean).round().clamp(0.0, 255.0) as u8;
+    }
+    for p in rgb {
+        *p = table[*p as usize];
+    }
+}
+
+/// Scratch memory of [`Local::apply`].
+#[derive(Default)]
+pub struct Local {
+    mean: Mat,
+    square: Mat,
+    smooth: Mat,
+}
+
+impl Local {
+    /// Brings each place of an RGB picture to the same mean and contrast over its surroundings. Colours keep their distance
+    /// from grey.
+    pub fn apply(&mut self, rgb: &mut [u8], size: Size) -> Result<()> {
+        let luma: Vec<f32> = rgb
+            .chunks_exact(3)
+            .map(|p| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]))
+            .collect();
+        let mut mean = std::mem::take(&mut self.mean);
+        self.surroundings(&luma, size, &mut mean)?;
+        let local = mean.data_typed::<f32>().failed(|| "light: local mean")?;
+        let squares: Vec<f32> = luma.iter().zip(local).map(|(l, m)| (l - m) * (l - m)).collect();
+        let mut square = std::mem::take(&mut self.square);
+        self.surroundings(&squares, size, &mut square)?;
+        let variance = square.data_typed::<f32>().failed(|| "light: local contrast")?;
+        for ((p, m), v) in rgb.chunks_exact_mut(3).zip(local).zip(variance) {
+            let gain = DEVIATION / (v.max(0.0).sqrt() + FLAT);
+            for c in p {
+                *c = ((f32::from(*c) - m) * gain + MEAN).round().clamp(0.0, 255.0) as u8;
+            }
+        }
+        (self.mean, self.square) = (mean, square);
+        Ok(())
+    }
+
+    /// Means over the surroundings of each place.
+    fn surroundings(&mut self, values: &[f32], size: Size, out: &mut Mat) -> Result<()> {
+        let (w, h) = (size.width as i32, size.height as i32);
+        let from = Mat::new_rows_cols_with_data(h, w, values).failed(|| "light: picture size")?;
+        let coarse = opencv::core::Size::new(w / COARSE as i32, h / COARSE as i32);
+        let sigma = SURROUNDINGS * (size.area() as f64).sqrt() / f64::from(COARSE);
+        let mut small = Mat::default();
+        imgproc::resize(&from, &mut small, coarse, 0.0, 0.0, imgproc::INTER_AREA)
+            .and_then(|()| {
+                let any = opencv::core::Size::new(0, 0);
+                imgproc::gaussian_blur(&small, &mut self.smooth, any, sigma, sigma, BORDER_REFLECT_101)
+            })
+            .and_then(|()| {
+                let full = opencv::core::Size::new(w, h);
+                imgproc::resize(&self.smooth, out, full, 0.0, 0.0, imgproc::INTER_LINEAR)
+            })
+            .failed(|| "light: local statistics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn light_is_matched_to_the_reference() {
+        let size = Size { width: 16, height: 16 };
+        let reference = Reference { size, luma: vec![0; 256], mean: 120.0, deviation: 30.0 };
+        let mut pixels: Vec<u8> = (0..768u32).map(|i| 60 + (i * 37 % 50) as u8).collect();
+        match_light(&mut pixels, &reference);
+        let (mean, deviation) = statistics(&pixels);
+        assert!((mean - 120.0).abs() < 0.6 && (deviation - 30.0).abs() < 0.6, "{mean} {deviation}");
+    }
+
+    /// The same texture under a light that falls off across the picture looks nearly the same as under an even one.
+    #[test]
+    fn a_gradient_of_light_is_taken_out() {
+        let size = Size { width: 128, height: 128 };
+        let mut rng = fastrand::Rng::with_seed(3);
+        let texture: Vec<f32> = (0..size.area()).map(|_| rng.f32() - 0.5).collect();
+        let lit = |light: &dyn Fn(usize) -> f32| {
+            let mut rgb: Vec<u8> =
+                texture.iter().enumerate().flat_map(|(i, t)| [((1.0 + 0.5 * t) * light(i % 128)) as u8; 3]).collect();
+            Local::default().apply(&mut rgb, size).unwrap();
+            rgb
+        };
+        let (even, falling) = (lit(&|_| 120.0), lit(&|x| 60.0 + x as f32));
+        let difference: f32 = even.iter().zip(&falling).map(|(a, b)| (f32::from(*a) - f32::from(*b)).abs()).sum();
+        assert!(difference / (even.len() as f32) < 4.0, "{}", difference / even.len() as f32);
+        let (mean, deviation) = statistics(&even);
+        assert!((mean - 127.0).abs() < 3.0 && (25.0..45.0).contains(&deviation), "{mean} {deviation}");
+    }
+}
