@@ -15,7 +15,7 @@ pub const KIND: Kind = Kind {
     extension: "jpg",
     studio: Studio { lamp: [235.0, 58.0], power: [0.62, 0.72], gradient: 0.16, noise: 2.2, blur: 0.75, grey: false },
     defects: &["bent_tip", "scratch", "thread", "nick", "stain"],
-    make: |seed, defect| Box::new(Bolt::new(seed, defect)),
+    part: |seed, defect| Box::new(Bolt::new(seed, defect)),
 };
 
 const HALF: f32 = 172.0;
@@ -35,12 +35,28 @@ const AXIS: f32 = 30.0;
 
 enum Defect {
     /// From there on the axis is a parabola with this bend at the tip.
-    Bent { from: f32, by: f32 },
-    Scratch { line: Line, depth: f32, bare: f32 },
+    Bent {
+        from: f32,
+        by: f32,
+    },
+    Scratch {
+        line: Line,
+        depth: f32,
+        bare: f32,
+    },
     /// The thread is squashed there; what is left of its depth.
-    Thread { spot: Spot, left: f32 },
-    Nick { spot: Spot, depth: f32 },
-    Stain { spot: Spot, colour: [f32; 3] },
+    Thread {
+        spot: Spot,
+        left: f32,
+    },
+    Nick {
+        spot: Spot,
+        depth: f32,
+    },
+    Stain {
+        spot: Spot,
+        colour: [f32; 3],
+    },
 }
 
 struct Bolt {
@@ -80,7 +96,7 @@ impl Bolt {
         let over = |r: f32| (r - v.abs(), (r * r - v * v).max(0.0).sqrt());
         let thick = self.off[1];
         if u < FLANGE {
-            let end = (u + HALF).min(FLANGE - u).min(1e3);
+            let end = (u + HALF).min(FLANGE - u);
             if u < HEAD {
                 // lies on a flat: one face looks up, two fall away at 60 degrees; the face's corners are turned off
                 let turned = 5.0 * step(7.0, 0.0, u + HALF);

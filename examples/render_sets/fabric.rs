@@ -16,7 +16,7 @@ pub const KIND: Kind = Kind {
     extension: "jpg",
     studio: Studio { lamp: [215.0, 42.0], power: [0.75, 0.55], gradient: 0.2, noise: 2.4, blur: 0.7, grey: false },
     defects: &["cut", "hole", "fold", "stain", "misweave"],
-    make: |seed, defect| Box::new(Fabric::new(seed, defect)),
+    part: |seed, defect| Box::new(Fabric::new(seed, defect)),
 };
 
 /// Pixels from one thread to the next.
@@ -26,13 +26,32 @@ const WEFT: Rgb = [0.22, 0.225, 0.225];
 
 enum Defect {
     /// The cloth opens; what lies under it is dark.
-    Cut { line: Line },
-    Hole { spot: Spot },
+    Cut {
+        line: Line,
+    },
+    Hole {
+        spot: Spot,
+    },
     /// A ridge along a line: where it passes, which way it looks, its half width and height.
-    Fold { at: Point, normal: Point, half: f32, height: f32, reach: f32 },
-    Stain { spot: Spot, colour: Rgb },
+    Fold {
+        at: Point,
+        normal: Point,
+        half: f32,
+        height: f32,
+        reach: f32,
+    },
+    Stain {
+        spot: Spot,
+        colour: Rgb,
+    },
     /// One thread, a warp thread or a weft thread, goes wrong for some crossings.
-    Weave { warp: bool, thread: i64, from: f32, to: f32, how: Wrong },
+    Weave {
+        warp: bool,
+        thread: i64,
+        from: f32,
+        to: f32,
+        how: Wrong,
+    },
 }
 
 enum Wrong {
@@ -104,7 +123,7 @@ impl Fabric {
                 Wrong::Slub(thicker, other) => {
                     let ends = ((along - from).min(to - along) * 0.7).clamp(0.0, 1.0);
                     half *= 1.0 + thicker * ends;
-                    colour = colour.iter().zip(other).map(|(a, b)| a + (b - a) * ends).collect::<Vec<_>>().try_into().unwrap_or(colour);
+                    colour = std::array::from_fn(|i| colour[i] + (other[i] - colour[i]) * ends);
                 }
             }
         }
@@ -117,7 +136,11 @@ impl Fabric {
         let fibre = value(key ^ 3, p[0] * 3.1, p[1] * 3.1, 0);
         let tone = self.tone * (1.0 + 0.11 * own(2) + 0.13 * uneven + 0.05 * twist + 0.14 * fibre);
         let height = 0.5 * (1.0 - t * t).sqrt() + 0.02 * twist;
-        Some((height, [colour[0] * tone * (1.0 + self.warm), colour[1] * tone, colour[2] * tone * (1.0 - self.warm)], up))
+        Some((
+            height,
+            [colour[0] * tone * (1.0 + self.warm), colour[1] * tone, colour[2] * tone * (1.0 - self.warm)],
+            up,
+        ))
     }
 }
 
@@ -147,10 +170,10 @@ impl Item for Fabric {
             None => (-1.0, WARP.map(|c| c * 0.5)),
         };
         // small knots and lint are in every cloth
-        let nep = step(0.86, 0.97, value(self.seed ^ 24, p[0] * 0.45, p[1] * 0.45, 0));
+        let nep = step(0.88, 1.0, value(self.seed ^ 24, p[0] * 0.45, p[1] * 0.45, 0));
         height += ridge + wave + 1.2 * nep;
-        let lint = step(0.9, 0.99, value(self.seed ^ 25, p[0] * 0.6, p[1] * 0.6, 0));
-        albedo = albedo.map(|a| (a + (0.24 - a) * 0.4 * nep) * (1.0 - 0.75 * lint));
+        let lint = step(0.92, 1.0, value(self.seed ^ 25, p[0] * 0.6, p[1] * 0.6, 0));
+        albedo = albedo.map(|a| (a + (0.24 - a) * 0.4 * nep) * (1.0 - 0.6 * lint));
         let mut gap = 0.0;
         match &self.defect {
             Some(Defect::Cut { line }) => {
@@ -189,10 +212,16 @@ impl Defect {
             "fold" => {
                 let (s, c) = (rng.unit() * PI).sin_cos();
                 let half = rng.between(7.0, 16.0);
-                Defect::Fold { at: centre, normal: [s, c], half, height: half * rng.between(0.4, 0.85), reach: rng.between(80.0, 260.0) }
+                Defect::Fold {
+                    at: centre,
+                    normal: [s, c],
+                    half,
+                    height: half * rng.between(0.6, 1.1),
+                    reach: rng.between(80.0, 260.0),
+                }
             }
             "stain" => {
-                let (size, ragged, deep) = (rng.between(14.0, 52.0), rng.between(0.15, 0.45), rng.between(0.22, 0.5));
+                let (size, ragged, deep) = (rng.between(14.0, 52.0), rng.between(0.15, 0.45), rng.between(0.3, 0.6));
                 let colour = [[0.55, 0.8, 1.0], [1.0, 0.95, 0.85], [0.9, 0.9, 0.9]][(rng.unit() * 3.0) as usize];
                 Defect::Stain { spot: Spot::new(rng, centre, size, ragged), colour: colour.map(|c| c * deep) }
             }

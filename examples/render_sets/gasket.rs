@@ -17,7 +17,7 @@ pub const KIND: Kind = Kind {
     extension: "jpg",
     studio: Studio { lamp: [300.0, 50.0], power: [0.5, 0.8], gradient: 0.14, noise: 2.2, blur: 0.75, grey: false },
     defects: &["missing_hole", "tear", "flash", "scratch", "contamination"],
-    make: |seed, defect| Box::new(Gasket::new(seed, defect)),
+    part: |seed, defect| Box::new(Gasket::new(seed, defect)),
 };
 
 const OUTER: f32 = 186.0;
@@ -43,11 +43,27 @@ const PRINT_FROM: f32 = 2.42;
 
 enum Defect {
     /// A hole that is not there, or is punched only in part: what is left of its radius.
-    Hole { index: usize, left: f32 },
-    Tear { line: Line },
-    Flash { spot: Spot },
-    Scratch { line: Line, pale: f32, depth: f32 },
-    Dirt { spot: Spot, colour: Rgb, height: f32, gloss: f32 },
+    Hole {
+        index: usize,
+        left: f32,
+    },
+    Tear {
+        line: Line,
+    },
+    Flash {
+        spot: Spot,
+    },
+    Scratch {
+        line: Line,
+        pale: f32,
+        depth: f32,
+    },
+    Dirt {
+        spot: Spot,
+        colour: Rgb,
+        height: f32,
+        gloss: f32,
+    },
 }
 
 struct Gasket {
@@ -183,7 +199,7 @@ impl Gasket {
     /// Ink between two holes, along a circle.
     fn print(&self, angle: f32, r: f32, material: &mut Texel) {
         let up = r - PRINT_AT - self.print[1];
-        if up < -3.0 || up > LETTER + 3.0 {
+        if !(-3.0..=LETTER + 3.0).contains(&up) {
             return;
         }
         let turned = (angle + self.print[0] - PRINT_FROM).rem_euclid(TAU);

@@ -22,13 +22,11 @@ mod text;
 mod tone;
 
 use clap::Parser;
-use linesight::error::Result;
-use set::{Counts, Kind};
+use linesight::error::{Context, Result};
+use set::{Counts, KINDS};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-
-const KINDS: [&Kind; 5] = [&bolt::KIND, &fabric::KIND, &gasket::KIND, &plate::KIND, &stone::KIND];
 
 /// Render data sets in the layout of MVTec AD
 #[derive(Parser)]
@@ -66,6 +64,7 @@ fn main() -> ExitCode {
 impl Options {
     fn run(&self) -> Result<()> {
         let counts = Counts { teach: self.teach, good: self.good, defective: self.defective };
+        std::fs::create_dir_all(&self.out).failed(|| format!("cannot make \"{}\"", self.out.display()))?;
         for kind in KINDS {
             if !self.kinds.is_empty() && !self.kinds.iter().any(|k| k == kind.name) {
                 continue;

@@ -114,7 +114,8 @@ impl Spot {
         let [s, c] = self.turn;
         let (a, b) = ((dx * c + dy * s) / self.half[0], (dy * c - dx * s) / self.half[1]);
         let grain = 0.5 * self.half[0].min(self.half[1]).max(2.0);
-        let wobble = value(self.seed, dx / grain, dy / grain, 0) + 0.5 * value(self.seed ^ 5, dx * 2.3 / grain, dy * 2.3 / grain, 0);
+        let wobble = value(self.seed, dx / grain, dy / grain, 0)
+            + 0.5 * value(self.seed ^ 5, dx * 2.3 / grain, dy * 2.3 / grain, 0);
         (a * a + b * b).sqrt() + self.ragged * wobble
     }
 

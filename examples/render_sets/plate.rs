@@ -16,7 +16,7 @@ pub const KIND: Kind = Kind {
     extension: "png",
     studio: Studio { lamp: [240.0, 52.0], power: [0.55, 0.6], gradient: 0.18, noise: 2.0, blur: 0.7, grey: true },
     defects: &["missing_screw", "scratch", "wrong_mark", "dent", "chip"],
-    make: |seed, defect| Box::new(Plate::new(seed, defect)),
+    part: |seed, defect| Box::new(Plate::new(seed, defect)),
 };
 
 /// Half its width and height, radius of the corners, thickness, width of the chamfer.
@@ -36,19 +36,32 @@ const ISLAND: (Point, f32) = ([-92.0, -62.0], 30.0);
 const SCREWS: [Point; 4] = [[-236.0, -176.0], [236.0, -176.0], [236.0, 176.0], [-236.0, 176.0]];
 const SCREW: f32 = 17.0;
 const NUMBER: &str = "LS-2048 R3";
-const NUMBER_AT: Point = [60.0, 4.0];
-const LETTER: f32 = 21.0;
+const NUMBER_AT: Point = [46.0, 2.0];
+const LETTER: f32 = 23.0;
 const GRID_AT: Point = [190.0, 60.0];
 const CELL: f32 = 6.0;
 const CELLS: i64 = 9;
 
 enum Defect {
     Screw(usize),
-    Scratch { line: Line, depth: f32, bright: f32 },
+    Scratch {
+        line: Line,
+        depth: f32,
+        bright: f32,
+    },
     /// Another text, or its place is off.
-    Mark { text: String, off: Point },
-    Dent { spot: Spot, depth: f32 },
-    Chip { spot: Spot, depth: f32 },
+    Mark {
+        text: String,
+        off: Point,
+    },
+    Dent {
+        spot: Spot,
+        depth: f32,
+    },
+    Chip {
+        spot: Spot,
+        depth: f32,
+    },
 }
 
 struct Plate {
@@ -153,7 +166,7 @@ impl Plate {
             _ => (NUMBER, [0.0; 2]),
         };
         let at = [p[0] - NUMBER_AT[0] - off[0] - 0.4 * self.off[0], p[1] - NUMBER_AT[1] - off[1] - 0.4 * self.off[1]];
-        let engraved = Text::new(text, LETTER).ink(at, 1.35);
+        let engraved = Text::new(text, LETTER).ink(at, 1.55);
         let g = [p[0] - GRID_AT[0] - self.ink[0], p[1] - GRID_AT[1] - self.ink[1]];
         let cell = g.map(|v| (v / CELL).floor() as i64);
         let mut printed = 0.0;
@@ -216,7 +229,7 @@ impl Item for Plate {
         let marks = feed * (1.0 - floor) + cutter * floor;
         let grain = value(seed ^ 3, own[0] / 1.4, own[1] / 1.4, 0);
         let film = fractal(seed ^ 4, [own[0] / 85.0, own[1] / 85.0], 2, 0.5);
-        relief -= CHAMFER * step(CHAMFER, 0.0, edge) + 0.0;
+        relief -= CHAMFER * step(CHAMFER, 0.0, edge);
         let (engraved, printed) = self.marks(own);
         let tone = self.tone * (1.0 + 0.05 * film + 0.045 * marks + 0.05 * grain + bright);
         let mut metal = Texel {
@@ -240,9 +253,9 @@ impl Defect {
         Some(match label {
             "missing_screw" => Defect::Screw((rng.unit() * 4.0) as usize),
             "scratch" => {
-                let (angle, length, width) = (rng.unit() * TAU, rng.between(14.0, 40.0), rng.between(0.75, 1.3));
+                let (angle, length, width) = (rng.unit() * TAU, rng.between(18.0, 44.0), rng.between(0.85, 1.4));
                 let line = Line::scratch(rng, place, angle, length, width);
-                Defect::Scratch { line, depth: rng.between(0.35, 1.1), bright: rng.between(-0.1, 0.4) }
+                Defect::Scratch { line, depth: rng.between(0.45, 1.2), bright: rng.between(-0.1, 0.4) }
             }
             "wrong_mark" => {
                 if rng.unit() < 0.35 {
@@ -251,7 +264,8 @@ impl Defect {
                     let off = off.map(|o| o * sign(rng.unit()));
                     Defect::Mark { text: NUMBER.to_string(), off }
                 } else {
-                    let digits: Vec<usize> = NUMBER.char_indices().filter(|c| c.1.is_ascii_digit()).map(|c| c.0).collect();
+                    let digits: Vec<usize> =
+                        NUMBER.char_indices().filter(|c| c.1.is_ascii_digit()).map(|c| c.0).collect();
                     let at = digits[(rng.unit() * digits.len() as f32) as usize];
                     let old = u32::from(NUMBER.as_bytes()[at] - b'0');
                     let new = (old + 1 + (rng.unit() * 9.0) as u32) % 10;

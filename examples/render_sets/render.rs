@@ -113,8 +113,7 @@ impl Shot {
     /// Light through the lens.
     pub fn expose(&self, item: &dyn Item) -> Exposure {
         let (w, h) = (self.width, self.height);
-        let texels: Vec<Texel> =
-            (0..w * h).map(|i| item.texel((i % w) as f32 + 0.5, (i / w) as f32 + 0.5)).collect();
+        let texels: Vec<Texel> = (0..w * h).map(|i| item.texel((i % w) as f32 + 0.5, (i / w) as f32 + 0.5)).collect();
         let heights: Vec<f32> = texels.iter().map(|t| t.height).collect();
         let mut around = heights.clone();
         for _ in 0..2 {

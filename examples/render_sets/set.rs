@@ -6,8 +6,11 @@
 
 use crate::noise::Rng;
 use crate::render::{Exposure, Item, Shot, Studio};
-use image::{ExtendedColorType, ImageEncoder, codecs};
-use linesight::error::{Context, Error, Result};
+use crate::{bolt, fabric, gasket, plate, stone};
+use image::codecs::{jpeg::JpegEncoder, png::PngEncoder};
+use image::{ExtendedColorType, ImageEncoder};
+use linesight::error::{Context, Result};
+use linesight::staging::Staging;
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -20,6 +23,9 @@ const PLAIN: f32 = 13.0;
 const MARGIN: usize = 1;
 /// Quality of JPEG files: what inspection cameras archive with.
 const QUALITY: u8 = 92;
+
+/// All kinds, in the order in which they are made.
+pub const KINDS: [&Kind; 5] = [&bolt::KIND, &fabric::KIND, &gasket::KIND, &plate::KIND, &stone::KIND];
 
 /// A label and the seed of the defect's own random numbers.
 pub type Wrong<'a> = (&'a str, u64);
@@ -35,7 +41,7 @@ pub struct Kind {
     /// Names of the folders in test.
     pub defects: &'static [&'static str],
     /// The part of a seed; a defect changes nothing but what it is.
-    pub make: fn(u64, Option<Wrong>) -> Box<dyn Item>,
+    pub part: fn(u64, Option<Wrong>) -> Box<dyn Item>,
 }
 
 /// One image that is to be made.
@@ -43,7 +49,15 @@ pub struct Image {
     /// Folder in the set, as "train/good".
     folder: String,
     number: usize,
-    label: Option<&'static str>,
+    pub label: Option<&'static str>,
+}
+
+impl Image {
+    /// Everything in the picture hangs on this number.
+    fn seed(&self, seed: u64) -> u64 {
+        let stream = self.folder.bytes().fold(17u64, |h, b| h.wrapping_mul(131).wrapping_add(b.into()));
+        seed.wrapping_mul(0x1_0001) ^ (stream << 16) ^ self.number as u64
+    }
 }
 
 /// An image as written: interleaved bytes, and for a defective one the mask (255 where it differs).
@@ -79,19 +93,33 @@ impl Kind {
 
     /// Makes one image of the set of `seed`.
     pub fn make(&self, seed: u64, image: &Image) -> Made {
-        let stream = image.folder.bytes().fold(17u64, |h, b| h.wrapping_mul(131).wrapping_add(b.into()));
-        let seed = seed.wrapping_mul(0x1_0001) ^ (stream << 16) ^ image.number as u64;
+        let (shot, good) = self.shoot(seed, image);
+        match image.label {
+            None => Made { pixels: shot.develop(&good), mask: None },
+            Some(label) => {
+                let (bad, mask) = self.spoil(seed, image, label, &shot, &good);
+                Made { pixels: shot.develop(&bad), mask: Some(mask) }
+            }
+        }
+    }
+
+    /// The good part of an image in its light.
+    pub fn shoot(&self, seed: u64, image: &Image) -> (Shot, Exposure) {
+        let seed = image.seed(seed);
         let shot = Shot::new(&self.studio, self.width, self.height, &mut Rng::new(seed, 0x5107), seed);
-        let good = shot.expose(&*(self.make)(seed, None));
-        let Some(label) = image.label else {
-            return Made { pixels: shot.develop(&good), mask: None };
-        };
+        let good = shot.expose(&*(self.part)(seed, None));
+        (shot, good)
+    }
+
+    /// The same part with a defect that can be seen, and the mask of what it changes.
+    pub fn spoil(&self, seed: u64, image: &Image, label: &str, shot: &Shot, good: &Exposure) -> (Exposure, Vec<u8>) {
+        let seed = image.seed(seed);
         let mut attempt = seed;
         loop {
-            let bad = shot.expose(&*(self.make)(seed, Some((label, attempt))));
-            let (mask, plain) = self.difference(&good, &bad);
+            let bad = shot.expose(&*(self.part)(seed, Some((label, attempt))));
+            let (mask, plain) = self.difference(good, &bad);
             if plain >= PIXELS {
-                return Made { pixels: shot.develop(&bad), mask: Some(mask) };
+                return (bad, mask);
             }
             attempt = attempt.wrapping_add(0x9e37_79b9);
         }
@@ -112,37 +140,33 @@ impl Kind {
         (mask, levels.iter().filter(|d| **d > PLAIN).count())
     }
 
-    /// Makes a set and writes it to `out`, which is made and must not hold another set's images.
+    /// Makes a set and writes it to the folder `out`, in place of an older set there; refuses a folder with other things.
     pub fn write(&self, seed: u64, counts: Counts, out: &Path) -> Result<usize> {
         let images = self.images(counts);
-        for image in &images {
-            let truth = image.label.map(|label| out.join("ground_truth").join(label));
-            for dir in [Some(out.join(&image.folder)), truth].into_iter().flatten() {
-                std::fs::create_dir_all(&dir).failed(|| format!("cannot make \"{}\"", dir.display()))?;
-            }
-        }
+        let name = |image: &Image| format!("{}/{:03}.{}", image.folder, image.number, self.extension);
+        let marker = images.first().map(name).unwrap_or_default();
+        let staging = Staging::new(out, &marker)?;
         images.par_iter().try_for_each(|image| {
             let made = self.make(seed, image);
-            let path = out.join(&image.folder).join(format!("{:03}.{}", image.number, self.extension));
-            self.save(&path, &made.pixels, self.studio.grey)?;
+            staging.write(&name(image), &self.encode(&made.pixels, self.studio.grey, self.extension)?)?;
             let (Some(label), Some(mask)) = (image.label, &made.mask) else { return Ok(()) };
-            let path = out.join("ground_truth").join(label).join(format!("{:03}_mask.png", image.number));
-            self.save(&path, mask, true)
+            let name = format!("ground_truth/{label}/{:03}_mask.png", image.number);
+            staging.write(&name, &self.encode(mask, true, "png")?)
         })?;
+        staging.publish()?;
         Ok(images.len())
     }
 
-    fn save(&self, path: &Path, pixels: &[u8], grey: bool) -> Result<()> {
+    fn encode(&self, pixels: &[u8], grey: bool, extension: &str) -> Result<Vec<u8>> {
         let colour = if grey { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
         let (w, h) = (self.width as u32, self.height as u32);
         let mut file = Vec::new();
-        let done = match path.extension().is_some_and(|e| e == "jpg") {
-            true => codecs::jpeg::JpegEncoder::new_with_quality(&mut file, QUALITY).write_image(pixels, w, h, colour),
-            false => codecs::png::PngEncoder::new(&mut file).write_image(pixels, w, h, colour),
-        };
-        let name = || format!("cannot write \"{}\"", path.display());
-        done.map_err(|e| Error::failed(name()).because(e))?;
-        std::fs::write(path, file).failed(name)
+        match extension {
+            "jpg" => JpegEncoder::new_with_quality(&mut file, QUALITY).write_image(pixels, w, h, colour),
+            _ => PngEncoder::new(&mut file).write_image(pixels, w, h, colour),
+        }
+        .failed(|| format!("cannot encode a picture of {w}x{h}"))?;
+        Ok(file)
     }
 }
 

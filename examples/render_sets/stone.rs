@@ -16,7 +16,7 @@ pub const KIND: Kind = Kind {
     extension: "jpg",
     studio: Studio { lamp: [225.0, 48.0], power: [0.6, 0.7], gradient: 0.16, noise: 2.2, blur: 0.7, grey: false },
     defects: &["crack", "hole", "chip", "discolouration"],
-    make: |seed, defect| Box::new(Stone::new(seed, defect)),
+    part: |seed, defect| Box::new(Stone::new(seed, defect)),
 };
 
 /// Half its side, radius of its corners, thickness.
@@ -28,11 +28,24 @@ const DARK: Rgb = [0.27, 0.205, 0.145];
 const VEIN: Rgb = [0.15, 0.10, 0.07];
 
 enum Defect {
-    Crack { line: Line, branch: Line, dark: f32 },
-    Hole { spot: Spot, depth: f32 },
+    Crack {
+        line: Line,
+        branch: Line,
+        dark: f32,
+    },
+    Hole {
+        spot: Spot,
+        depth: f32,
+    },
     /// Broken off at the edge: `spot` lies across it.
-    Chip { spot: Spot, depth: f32 },
-    Colour { spot: Spot, tint: Rgb },
+    Chip {
+        spot: Spot,
+        depth: f32,
+    },
+    Colour {
+        spot: Spot,
+        tint: Rgb,
+    },
 }
 
 struct Stone {
@@ -59,7 +72,7 @@ impl Stone {
             bed: ([s, c], rng.between(1.6, 3.4)),
             tone: 1.0 + 0.12 * rng.signed(),
             warm: 0.05 * rng.signed(),
-            mix: [rng.between(0.35, 1.1), rng.between(0.5, 1.1), rng.between(0.4, 1.2)],
+            mix: [rng.between(0.2, 0.8), rng.between(0.5, 1.0), rng.between(0.25, 0.85)],
             edge: rng.between(0.6, 1.6),
             defect: defect.and_then(|(label, seed)| Defect::new(label, &mut Rng::new(seed, 0xdefe))),
         }
@@ -77,7 +90,10 @@ impl Stone {
         let seed = self.seed;
         let ([s, c], stretch) = self.bed;
         let bed = [(p[0] * c + p[1] * s) / stretch, p[1] * c - p[0] * s];
-        let bend = [fractal(seed ^ 1, [bed[0] / 70.0, bed[1] / 70.0], 2, 0.5), fractal(seed ^ 2, [bed[0] / 70.0, bed[1] / 70.0], 2, 0.5)];
+        let bend = [
+            fractal(seed ^ 1, [bed[0] / 70.0, bed[1] / 70.0], 2, 0.5),
+            fractal(seed ^ 2, [bed[0] / 70.0, bed[1] / 70.0], 2, 0.5),
+        ];
         let q = [bed[0] + 26.0 * bend[0], bed[1] + 26.0 * bend[1]];
         let cloud = fractal(seed ^ 3, [q[0] / 46.0, q[1] / 46.0], 4, 0.55);
         // a vein is where noise crosses zero
@@ -158,8 +174,8 @@ impl Defect {
         let place = [inner * rng.signed(), inner * rng.signed()];
         Some(match label {
             "crack" => {
-                let (angle, length) = (rng.unit() * TAU, rng.between(35.0, 170.0));
-                let width = rng.between(0.7, 1.7);
+                let (angle, length) = (rng.unit() * TAU, rng.between(60.0, 200.0));
+                let width = rng.between(0.9, 2.1);
                 // from the edge inwards, or somewhere in the middle
                 let (from, angle) = if rng.unit() < 0.5 {
                     let a = (angle / (TAU / 4.0)).floor() * TAU / 4.0;
@@ -173,24 +189,24 @@ impl Defect {
                 let fork = [from[0] + 0.45 * length * angle.cos(), from[1] + 0.45 * length * angle.sin()];
                 let lean = if rng.unit() < 0.5 { 0.8 } else { -0.8 };
                 let branch = Line::crack(rng, fork, angle + lean, 0.35 * length, 0.7 * width);
-                Defect::Crack { line, branch, dark: rng.between(0.35, 0.75) }
+                Defect::Crack { line, branch, dark: rng.between(0.5, 0.85) }
             }
             "hole" => {
-                let size = rng.between(8.0, 20.0);
+                let size = rng.between(11.0, 26.0);
                 Defect::Hole { spot: Spot::new(rng, place, size, 0.25), depth: rng.between(4.0, 9.0) }
             }
             "chip" => {
-                let size = rng.between(12.0, 40.0);
+                let size = rng.between(18.0, 48.0);
                 let side = if rng.unit() < 0.5 { -1.0 } else { 1.0 };
                 let along = HALF * 0.97 * rng.signed();
                 let at = if rng.unit() < 0.5 { [side * (HALF - 2.0), along] } else { [along, side * (HALF - 2.0)] };
                 Defect::Chip { spot: Spot::new(rng, at, size, 0.28), depth: rng.between(3.0, 9.0) }
             }
             "discolouration" => {
-                let size = rng.between(26.0, 90.0);
+                let size = rng.between(40.0, 110.0);
                 // rust, moss, soot, lime
                 let tints = [[1.08, 0.84, 0.64], [0.82, 0.93, 0.72], [0.70, 0.71, 0.73], [1.14, 1.19, 1.27]];
-                let strong = rng.between(0.6, 1.15);
+                let strong = rng.between(0.9, 1.4);
                 let tint = tints[(rng.unit() * 4.0) as usize].map(|c| 1.0 + (c - 1.0) * strong);
                 Defect::Colour { spot: Spot::new(rng, place.map(|v| 0.9 * v), size, 0.35), tint }
             }
