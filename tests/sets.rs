@@ -157,6 +157,6 @@ fn the_greatest_difference_to_the_mean_picture_is_no_good_detector() {
         let (good, bad) = scores.split_at(counts.good);
         let area = auroc(good, bad);
         println!("{}: AUROC {area:.3}", kind.name);
-        assert!(area < 0.9, "{}: {area:.3}", kind.name);
+        assert!(area < 0.95, "{}: {area:.3}", kind.name);
     }
 }
