@@ -15,11 +15,16 @@ use std::sync::LazyLock;
 #[path = "../examples/render_sample/defects.rs"]
 mod defects;
 #[allow(dead_code)]
-#[path = "../examples/render_sample/noise.rs"]
+#[path = "../examples/common/noise.rs"]
 mod noise;
 #[allow(dead_code)]
 #[path = "../examples/render_sample/scene.rs"]
 mod scene;
+#[allow(dead_code)]
+#[path = "../examples/common/shapes.rs"]
+mod shapes;
+#[path = "../examples/common/tone.rs"]
+mod tone;
 #[allow(dead_code)]
 #[path = "../examples/render_sample/truth.rs"]
 mod truth;

@@ -2,7 +2,8 @@
 //! as the rest of the part.
 
 use crate::noise::{Rng, step, value};
-use crate::washer::{BORE, RADIUS, Surface, to_segment};
+use crate::shapes::to_segment;
+use crate::washer::{BORE, RADIUS, Surface};
 use std::f32::consts::TAU;
 
 /// Kinds of defect; [`Kind::label`] is the word in the truth file.

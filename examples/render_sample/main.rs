@@ -2,13 +2,19 @@
 //!
 //!     cargo run --release --example render_sample -- --out assets
 //!
-//! `noise` random numbers · `washer` the part and its light · `defects` what can be wrong with it · `scene` belt, lens,
-//! sensor, and which part comes when · `truth` the file beside a recording · `encode` the video.
+//! `washer` the part and its light · `defects` what can be wrong with it · `scene` belt, lens, sensor, and which part comes
+//! when · `truth` the file beside a recording · `encode` the video; from `examples/common`: `noise` random numbers ·
+//! `shapes` distances · `tone` gamma.
 
 mod defects;
 mod encode;
+#[path = "../common/noise.rs"]
 mod noise;
 mod scene;
+#[path = "../common/shapes.rs"]
+mod shapes;
+#[path = "../common/tone.rs"]
+mod tone;
 mod truth;
 mod washer;
 

@@ -6,6 +6,7 @@
 
 use crate::defects::{Defect, Kind};
 use crate::noise::{Rng, step, value};
+use crate::tone::gamma;
 use crate::truth::{self, Truth};
 use crate::washer::{BORE, Lamps, RADIUS, Rgb, Washer};
 use std::f32::consts::TAU;
@@ -353,10 +354,4 @@ fn blur(plane: &mut [f32]) {
             *v = DOWN[0] * c[x] + DOWN[1] * (b[x] + d[x]) + DOWN[2] * (a[x] + e[x]);
         }
     }
-}
-
-/// Display gamma with a soft shoulder instead of a hard clip.
-fn gamma(v: f32) -> f32 {
-    let v = if v > 0.7 { 0.7 + 0.3 * (1.0 - (-(v - 0.7) / 0.3).exp()) } else { v };
-    255.0 * v.max(0.0).powf(1.0 / 2.2)
 }

@@ -1,0 +1,78 @@
+//! Renders data sets for measuring how well detectors find defects, in the layout of MVTec AD (see docs/design/sets.md):
+//!
+//!     cargo run --release --example render_sets -- --out DIR
+//!
+//! `set` which images there are and their truth · `render` light, lens, sensor · `marks` lines, spots, poses · one module
+//! for each kind of part.
+
+mod bolt;
+mod fabric;
+mod gasket;
+mod marks;
+#[path = "../common/noise.rs"]
+mod noise;
+mod plate;
+mod render;
+mod set;
+#[path = "../common/shapes.rs"]
+mod shapes;
+mod stone;
+mod text;
+#[path = "../common/tone.rs"]
+mod tone;
+
+use clap::Parser;
+use linesight::error::{Context, Result};
+use set::{Counts, KINDS};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Render data sets in the layout of MVTec AD
+#[derive(Parser)]
+struct Options {
+    /// Which sets [default: all]
+    #[arg(value_name = "KIND", value_parser = KINDS.map(|k| k.name))]
+    kinds: Vec<String>,
+    /// A folder for each set is made in it
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Another seed gives other parts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Images in train/good
+    #[arg(long, default_value_t = 60)]
+    teach: usize,
+    /// Images in test/good
+    #[arg(long, default_value_t = 60)]
+    good: usize,
+    /// Images in test with a defect, over all its kinds
+    #[arg(long, default_value_t = 60)]
+    defective: usize,
+}
+
+fn main() -> ExitCode {
+    match Options::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+impl Options {
+    fn run(&self) -> Result<()> {
+        let counts = Counts { teach: self.teach, good: self.good, defective: self.defective };
+        std::fs::create_dir_all(&self.out).failed(|| format!("cannot make \"{}\"", self.out.display()))?;
+        for kind in KINDS {
+            if !self.kinds.is_empty() && !self.kinds.iter().any(|k| k == kind.name) {
+                continue;
+            }
+            let start = Instant::now();
+            let images = kind.write(self.seed, counts, &self.out.join(kind.name))?;
+            println!("{}: {images} images in {:.1} s", kind.name, start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+}
