@@ -262,6 +262,11 @@ def build(name: str, state: State, full: bool = False) -> ov.Model:
     x = op.multiply(op.subtract(x, constant([[[[PIXEL_MEAN]]]])), constant([[[[1 / PIXEL_SCALE]]]]))
     outputs = backbone(state, x, full)
     taps = [tap(outputs[i], TAP_STRIDE[i]) for i in BACKBONES[name]]
+    return finished(taps, frame, name)
+
+
+def finished(taps: Sequence[Any], frame: ov.Node, name: str) -> ov.Model:
+    """The network that stacks the taps as channels, named all through."""
     features = op.transpose(op.concat(taps, 1), constant([0, 2, 3, 1], np.int64))
     model = ov.Model([features], [frame], name)
     # Default names count every node the process has made; numbered afresh, the bytes do not depend on what ran before.
@@ -279,7 +284,16 @@ def sha256(path: Path) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    return [folder / f"{name}.{ext}" for name in BACKBONES for ext in ("xml", "bin")]
+    """The stored networks: as built here, and as quantise.py makes them."""
+    names = [f"{name}{suffix}" for suffix in ("", "-int8") for name in BACKBONES]
+    return [folder / f"{name}.{ext}" for name in names for ext in ("xml", "bin")]
+
+
+def write_sums(folder: Path) -> str:
+    """Writes SHA256SUMS over the networks that are in the folder, and returns it."""
+    sums = "".join(f"{sha256(path)}  {path.name}\n" for path in files(folder) if path.is_file())
+    (folder / "SHA256SUMS").write_text(sums, encoding="ascii")
+    return sums
 
 
 def make(wheel: Path | None, out: Path) -> None:
@@ -287,9 +301,7 @@ def make(wheel: Path | None, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in BACKBONES:
         ov.save_model(build(name, state), out / f"{name}.xml", compress_to_fp16=False)
-    sums = "".join(f"{sha256(path)}  {path.name}\n" for path in files(out))
-    (out / "SHA256SUMS").write_text(sums, encoding="ascii")
-    print(sums, end="")
+    print(write_sums(out), end="")
 
 
 # --- the check ------------------------------------------------------------------------------------------------------

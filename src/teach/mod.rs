@@ -204,7 +204,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         device: backbone.device().to_owned(),
         backbone: BackboneId {
             id: backbone::DEFAULT_BACKBONE.into(),
-            sha256: backbone::checksum(backbone::DEFAULT_BACKBONE)?,
+            sha256: backbone::checksum(backbone::DEFAULT_BACKBONE, options.precision)?,
         },
         trigger: options.trigger,
         roi: options.roi,
@@ -349,6 +349,7 @@ pub fn calibrate(
         let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate, model.seed)?;
         (model.normality, model.calibration, left_out) = (fitted.normality, fitted.calibration, fitted.left_out);
         (model.device, model.precision) = (backbone.device().to_owned(), precision);
+        model.backbone.sha256 = backbone::checksum(&model.backbone.id, precision)?;
     } else {
         let mut head = Head::new(features.grid);
         let scores = features
