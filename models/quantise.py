@@ -9,8 +9,8 @@ Method
     the pictures that calibration.py renders. Full 8 bits are used in every layer, which is right where sums are kept in
     32 bits (VNNI, NPU) and may saturate where they are not. What follows the tapped blocks (means, enlargement,
     stacking) and the output stay f32: a detector looks at small differences of features.
-    Only the network with three taps is quantised. The one with two taps is the same graph without its last tap, so
-    that their common channels are equal, as they are in f32.
+    Only the network with three taps is quantised. The one with two taps is the same graph without its last tap: one set
+    of 8-bit weights.
 
 Source
     Symmetric and per-channel quantisation: "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-

@@ -95,8 +95,8 @@ impl Precision {
     }
 }
 
-/// Whether the CPU has 8-bit dot products (AVX512-VNNI or AVX-VNNI). Without them an 8-bit network runs, at the speed of
-/// f32, and some of its sums saturate.
+/// Whether the CPU has 8-bit dot products (AVX512-VNNI or AVX-VNNI). Without them OpenVINO would run an 8-bit network with
+/// sums that saturate, which leaves two thirds of some features (models/README.md): int8 is refused there.
 #[must_use]
 pub fn has_vnni() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -293,13 +293,20 @@ fn built_in(id: &str) -> Result<&'static BuiltIn> {
     })
 }
 
-/// Refuses a device that does not compute in `precision`, by what it says of itself.
-fn check_capability(device: &str, capabilities: &str, precision: Precision) -> Result<()> {
+/// Refuses a device that does not compute in `precision`, by what it says of itself, and a CPU without VNNI for int8, which
+/// it does not say.
+fn check_capability(device: &str, capabilities: &str, precision: Precision, vnni: bool) -> Result<()> {
     let wanted = match precision {
         Precision::F32 => return Ok(()),
         Precision::Bf16 => "BF16",
         Precision::Int8 => "INT8",
     };
+    if precision == Precision::Int8 && is_named(device, "CPU") && !vnni {
+        return Err(Error::failed(
+            "device CPU does not run int8: this CPU has no VNNI, without which 8-bit sums saturate",
+        )
+        .hint("teach with --precision f32, or run `linesight model calibrate` with --precision f32"));
+    }
     if capabilities.split([' ', ',']).any(|c| c == wanted) {
         return Ok(());
     }
@@ -353,7 +360,7 @@ impl Backbone {
             let d = DeviceType::from(device.as_str());
             // a virtual device may pick another one: what was really taken is checked below
             if !named.is_empty() {
-                check_capability(device, &runtime::capabilities(&core, &d), options.precision)?;
+                check_capability(device, &runtime::capabilities(&core, &d), options.precision, has_vnni())?;
             }
             let mut set =
                 |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
@@ -398,7 +405,8 @@ impl Backbone {
             )));
         }
         for one in &running {
-            check_capability(one, &runtime::capabilities(&core, &DeviceType::from(*one)), options.precision)?;
+            let capabilities = runtime::capabilities(&core, &DeviceType::from(*one));
+            check_capability(one, &capabilities, options.precision, has_vnni())?;
         }
         check_taken(&device, &property("INFERENCE_PRECISION_HINT"), options.precision)?;
         let requests = compiled
@@ -525,11 +533,13 @@ mod tests {
     fn precisions_that_do_not_run_are_refused() {
         let cpu = "FP32 INT8 BIN EXPORT_IMPORT";
         for precision in [Precision::F32, Precision::Int8] {
-            check_capability("CPU", cpu, precision).unwrap();
+            check_capability("CPU", cpu, precision, true).unwrap();
         }
-        let e = check_capability("CPU", cpu, Precision::Bf16).unwrap_err();
+        let e = check_capability("CPU", cpu, Precision::Bf16, true).unwrap_err();
         assert_eq!(e.to_string(), format!("device CPU does not run bf16; it says it runs: {cpu}"));
-        let e = check_capability("GPU.0", "FP32 FP16", Precision::Int8).unwrap_err();
+        let e = check_capability("CPU", cpu, Precision::Int8, false).unwrap_err();
+        assert!(e.to_string().starts_with("device CPU does not run int8: this CPU has no VNNI"), "{e}");
+        let e = check_capability("GPU.0", "FP32 FP16", Precision::Int8, true).unwrap_err();
         assert_eq!(e.to_string(), "device GPU.0 does not run int8; it says it runs: FP32 FP16");
         for (device, taken, precision) in [
             ("CPU", "f32", Precision::F32),

@@ -239,7 +239,9 @@ impl Model {
                     dir.display(),
                     m.precision.as_str()
                 ))
-                .hint(format!("set precision = \"{taught}\" there; `linesight model calibrate --precision` changes it properly")),
+                .hint(format!(
+                    "set precision = \"{taught}\" there; `linesight model calibrate --precision` changes it properly"
+                )),
                 None => Error::failed(format!(
                     "model package \"{}\" was taught with another build of backbone \"{}\" for precision {}",
                     dir.display(),
