@@ -158,10 +158,7 @@ impl Device {
         if !kept.is_empty() {
             return kept;
         }
-        match self.0.as_str() {
-            "MULTI" | "HETERO" => available.iter().map(String::as_str).collect(),
-            _ => find("GPU").or_else(|| find("CPU")).into_iter().collect(),
-        }
+        find("GPU").or_else(|| find("CPU")).into_iter().collect()
     }
 
     /// See [`Precision::default_for`].
@@ -366,7 +363,8 @@ impl Backbone {
                 |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
             let precise = set("INFERENCE_PRECISION_HINT", options.precision.hint());
             // an NPU takes no f32 and a quantised graph does not need it
-            if !named.is_empty() && !(options.precision == Precision::Int8 && is_named(device, "NPU")) {
+            let optional = named.is_empty() || (options.precision == Precision::Int8 && is_named(device, "NPU"));
+            if !optional {
                 precise
                     .failed(|| format!("device {device} does not run {}", options.precision.as_str()))
                     .map_err(|e| e.hint("use --precision f32"))?;
@@ -519,7 +517,6 @@ mod tests {
             ("HETERO:NPU,CPU", "CPU NPU", true, Precision::Int8),
             ("HETERO:NPU,CPU", "CPU NPU", false, Precision::F32),
             ("MULTI:GPU,CPU", "CPU GPU", true, Precision::F32),
-            ("MULTI", "CPU", true, Precision::Int8),
             ("AUTO", "", true, Precision::F32),
         ] {
             let available: Vec<String> = available.split_whitespace().map(str::to_owned).collect();
