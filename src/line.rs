@@ -180,10 +180,11 @@ pub fn arm(model: &Model, device: &Device, allow_fallback: bool, throughput: boo
         let difference = (score - wanted).abs() / model.threshold().max(f32::MIN_POSITIVE);
         if difference.is_nan() || difference > PARITY_TOLERANCE {
             return Err(Error::failed(format!(
-                "model \"{}\" gives reference picture {i} the score {score:.3} here and {wanted:.3} where it was taught",
-                model.name
+                "model \"{}\" gives reference picture {i} the score {score:.3} here in {} and {wanted:.3} where it was taught",
+                model.name,
+                model.precision.as_str()
             ))
-            .hint("this machine computes differently: run `linesight model calibrate` with good parts here"));
+            .hint("this machine computes differently, or the package's precision is not the one it was taught in: run `linesight model calibrate` with good parts here"));
         }
     }
     Ok(backbone)

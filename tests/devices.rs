@@ -4,8 +4,9 @@
 
 mod support;
 
+use linesight::detect::backbone::has_vnni;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use support::*;
 
@@ -33,7 +34,11 @@ fn inspect(device: &str, more: &[&str]) -> Run {
 fn cpu_and_auto_run() {
     for device in ["CPU", "cpu", "AUTO", "AUTO:CPU", "MULTI:CPU", "HETERO:CPU"] {
         let summary = inspect(device, &[]).json();
-        assert_eq!((&summary["device"], &summary["precision"]), (&"CPU".into(), &"f32".into()), "{device}");
+        assert_eq!(
+            (&summary["device"], &summary["precision"]),
+            (&"CPU".into(), &default_precision().into()),
+            "{device}"
+        );
         assert!(summary["parts"].as_u64().unwrap() >= 5 && summary["anomalies"] == 1, "{device}: {summary}");
     }
 }
@@ -51,7 +56,7 @@ fn auto_with_a_list_takes_what_is_there() {
     assert_eq!(run.json()["device"], "CPU");
     let events = events(&endpoint);
     assert_eq!(events.len(), 1);
-    assert_eq!((&events[0]["device"], &events[0]["precision"]), (&"CPU".into(), &"f32".into()));
+    assert_eq!((&events[0]["device"], &events[0]["precision"]), (&"CPU".into(), &default_precision().into()));
 }
 
 /// A list after MULTI or HETERO, and a single name, ask for all that is named: without a GPU they are refused in one
@@ -92,29 +97,119 @@ fn teaching_says_what_ran() {
     }
 }
 
+/// Teaches the stills on the CPU, and gives the report and the package.
+fn taught(folder: &Path, name: &str, more: &[&str]) -> (Value, PathBuf) {
+    let out = folder.join(name);
+    let base = ["teach", "--json", "--device", "CPU", "--good", good_stills().to_str().unwrap(), "--out"];
+    let report = linesight(base.iter().copied().chain([out.to_str().unwrap()]).chain(more.iter().copied())).json();
+    (report, out)
+}
+
+fn inspect_stills(model: &Path) -> Run {
+    linesight([Path::new("inspect"), Path::new("--json"), Path::new("--model"), model, good_stills()])
+}
+
+fn has_bf16() -> bool {
+    let has = DEVICES.iter().any(|d| d.starts_with("CPU") && d.contains("BF16"));
+    if !has {
+        println!("skipped: the CPU computes no bf16");
+    }
+    has
+}
+
+/// Another precision, where the CPU has it, is really another arithmetic, not far from f32; inspecting keeps to it.
+fn differs_little_from_f32(report: &Value, model: &Path, precision: &str) {
+    let folder = folder();
+    assert_eq!((&report["precision"], &report["device"]), (&precision.into(), &"CPU".into()));
+    let summary = inspect_stills(model).json();
+    assert_eq!((&summary["precision"], &summary["device"]), (&precision.into(), &"CPU".into()));
+    assert_eq!((&summary["parts"], &summary["anomalies"]), (&GOOD_STILLS.into(), &0.into()));
+    let (plain, _) = taught(folder.path(), "plain", &["--precision", "f32"]);
+    let (other, plain) = (report["threshold"].as_f64().unwrap(), plain["threshold"].as_f64().unwrap());
+    assert!(other != plain && (other / plain - 1.0).abs() < 0.1, "{other} and {plain}");
+}
+
 /// bf16, where the CPU computes it: teaching and inspecting keep to it, and both say so.
 #[test]
 fn bf16_where_the_cpu_has_it() {
-    if !DEVICES.iter().any(|d| d.starts_with("CPU") && d.contains("BF16")) {
-        println!("skipped: the CPU computes no bf16");
+    if has_bf16() {
+        let folder = folder();
+        let (report, out) = taught(folder.path(), "model", &["--precision", "bf16"]);
+        differs_little_from_f32(&report, &out, "bf16");
+    }
+}
+
+/// int8 is what teaching takes by itself where the CPU has VNNI; where it has not, f32 is, and int8 is refused.
+#[test]
+fn int8_where_the_cpu_has_vnni() {
+    let folder = folder();
+    let (report, out) = taught(folder.path(), "model", &[]);
+    if has_vnni() {
+        differs_little_from_f32(&report, &out, "int8");
         return;
     }
+    println!("skipped: the CPU has no VNNI");
+    assert_eq!(report["precision"], "f32");
+    let good = good_stills().to_str().unwrap();
+    let out = folder.path().join("refused");
+    let run =
+        linesight(["teach", "--device", "CPU", "--precision", "int8", "--good", good, "--out", out.to_str().unwrap()]);
+    run.fails(1, &["does not run int8", "no VNNI"], "--precision f32");
+}
+
+/// A package whose precision was changed by hand is refused, and the message names the precision: int8 is another network,
+/// bf16 gives other scores.
+#[test]
+fn a_changed_precision_is_refused() {
     let folder = folder();
-    let out = folder.path().join("model");
-    let good = good_stills();
-    let base = ["teach", "--json", "--device", "CPU", "--precision", "bf16", "--good", good.to_str().unwrap(), "--out"];
-    let report = linesight(base.into_iter().chain([out.to_str().unwrap()])).json();
-    assert_eq!((&report["precision"], &report["device"]), (&"bf16".into(), &"CPU".into()));
-    let summary = linesight([Path::new("inspect"), Path::new("--json"), Path::new("--model"), &out, good]).json();
-    assert_eq!((&summary["precision"], &summary["device"]), (&"bf16".into(), &"CPU".into()));
-    assert_eq!((&summary["parts"], &summary["anomalies"]), (&GOOD_STILLS.into(), &0.into()));
-    // it really is another arithmetic, and not far from the first
-    let threshold = |model: &Path| {
-        let text = std::fs::read_to_string(model.join("model.toml")).unwrap();
-        text.parse::<toml::Table>().unwrap()["threshold"].as_float().unwrap()
+    let (_, plain) = taught(folder.path(), "plain", &["--precision", "f32"]);
+    let (_, default) = taught(folder.path(), "default", &[]);
+    let says = |model: &Path, from: &str, to: &str| {
+        let manifest = model.join("model.toml");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        let (from, to) = (format!("precision = \"{from}\""), format!("precision = \"{to}\""));
+        assert!(text.contains(&from), "{text}");
+        std::fs::write(&manifest, text.replacen(&from, &to, 1)).unwrap();
     };
-    let (bf16, f32) = (threshold(&out), threshold(still_model()));
-    assert!(bf16 != f32 && (bf16 / f32 - 1.0).abs() < 0.1, "{bf16} and {f32}");
+    says(&plain, "f32", "int8");
+    inspect_stills(&plain).fails(
+        1,
+        &["was taught in f32 and its model.toml says precision \"int8\""],
+        "linesight model calibrate --precision",
+    );
+    if has_vnni() {
+        says(&default, "int8", "f32");
+        inspect_stills(&default).fails(
+            1,
+            &["was taught in int8 and its model.toml says precision \"f32\""],
+            "\"int8\"",
+        );
+    } else {
+        println!("skipped: the CPU has no VNNI");
+    }
+    if has_bf16() {
+        says(&plain, "int8", "bf16");
+        let run = inspect_stills(&plain);
+        run.fails(1, &["gives reference picture", "here in bf16 and"], "not the one it was taught in");
+    }
+}
+
+/// `model calibrate` takes a package to another precision and back, and it runs there.
+#[test]
+fn calibrating_changes_the_precision() {
+    let folder = folder();
+    let (_, model) = taught(folder.path(), "model", &["--precision", "f32"]);
+    if !has_vnni() {
+        println!("skipped: the CPU has no VNNI");
+        return;
+    }
+    for precision in ["int8", "f32"] {
+        let base =
+            ["model", "calibrate", "--json", "--precision", precision, "--good", good_stills().to_str().unwrap()];
+        let done = linesight(base.iter().copied().chain(["--", model.to_str().unwrap()])).json();
+        assert_eq!((&done["precision"], &done["fitted_anew"]), (&precision.into(), &true.into()));
+        assert_eq!(inspect_stills(&model).json()["precision"], precision);
+    }
 }
 
 /// A model that was calibrated on another device is not run with scores that mean something else.

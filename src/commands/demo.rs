@@ -71,7 +71,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         budget_ms: None,
         seed: 0,
         variant: Variant::Balanced,
-        precision: Precision::F32,
+        precision: Precision::default_for(&Device::default())?,
         device: Device::default(),
         allow_fallback: false,
         false_reject_rate: 0.005,

@@ -1,7 +1,7 @@
 //! `linesight doctor`: what this machine has, what is missing and what to do about it.
 
 use super::{print_json, print_text};
-use crate::detect::runtime;
+use crate::detect::{backbone, runtime};
 use crate::error::{Context, Result};
 use gstreamer as gst;
 use openvino::{DeviceType, PropertyKey};
@@ -140,10 +140,13 @@ fn openvino() -> Vec<Finding> {
                     "{}: {} ({})",
                     d.as_ref(),
                     property(PropertyKey::DeviceFullName).trim(),
-                    property(PropertyKey::DeviceCapabilities).trim()
+                    runtime::capabilities(&core, d)
                 ),
                 None,
             ));
+        }
+        if devices.contains(&DeviceType::CPU) {
+            out.push(arithmetic(&runtime::capabilities(&core, &DeviceType::CPU), backbone::has_vnni()));
         }
         for (name, remedy) in [
             ("GPU", "for an Intel GPU install its compute runtime (intel-opencl-icd)"),
@@ -164,6 +167,20 @@ fn openvino() -> Vec<Finding> {
         Ok(out)
     };
     describe().unwrap_or_else(|e| vec![finding("openvino", State::Bad, e.to_string(), e.hint_text())])
+}
+
+/// Which precisions the CPU computes faster than f32.
+fn arithmetic(capabilities: &str, vnni: bool) -> Finding {
+    let bf16 = capabilities.split_whitespace().any(|c| c == "BF16");
+    let with = |have: bool, name: &str, precision: &str| match have {
+        true => format!("{name}, for --precision {precision}"),
+        false => format!("no {name}: --precision {precision} is refused"),
+    };
+    let state = if vnni { State::Ok } else { State::Note };
+    let detail = format!("{}; {}", with(vnni, "VNNI", "int8"), with(bf16, "BF16", "bf16"));
+    let remedy =
+        (!vnni).then_some("teaching uses f32, at twice the cost of int8; models taught in int8 do not run here");
+    finding("cpu arithmetic", state, detail, remedy)
 }
 
 fn disk(dir: &std::path::Path) -> Finding {

@@ -46,9 +46,10 @@ pub struct Arguments {
     /// PNG over the judged area: white is judged, black is not.
     #[arg(long, value_name = "PNG")]
     mask: Option<PathBuf>,
-    /// Arithmetic of the network; a model runs at the precision it was taught with.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    precision: Precision,
+    /// Arithmetic of the network; a model runs at the precision it was taught with [default: int8 on a CPU with VNNI and on
+    /// an NPU, else f32].
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// AUTO, CPU, GPU, GPU.n, NPU, or AUTO:, MULTI:, HETERO: with a list.
     #[arg(long, default_value_t = Device::default())]
     device: Device,
@@ -83,7 +84,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         budget_ms: a.budget_ms,
         seed: a.seed,
         variant: a.variant,
-        precision: a.precision,
+        precision: a.precision.map_or_else(|| Precision::default_for(&a.device), Ok)?,
         device: a.device,
         allow_fallback: a.allow_fallback,
         false_reject_rate: a.false_reject_rate,

@@ -4,6 +4,8 @@
 //! 1. What really runs is known: [`Backbone::device`] is the runtime's own EXECUTION_DEVICES, and a device that was named
 //!    and does not run is an error (test `tests/devices.rs`).
 //! 2. Precision is always set explicitly; the CPU plugin would otherwise choose bf16 by itself and move the scores.
+//! 3. int8 is a graph of its own with its own checksum, so a package cannot be run in int8 that was taught without, nor
+//!    the other way round (test `tests/devices.rs`).
 
 use crate::detect::runtime;
 use crate::error::{Context, Error, Result};
@@ -17,31 +19,52 @@ pub const STRIDE: u32 = 8;
 /// Input width and height must be multiples of this: the deepest tap's stride.
 pub const INPUT_MULTIPLE: u32 = 16;
 
-/// The networks that come with the program, see models/README.md.
-const BACKBONES: [(&str, &[u8], &[u8], usize); 2] = [
-    (
-        "efficientnet-lite0-b4b10",
-        include_bytes!("../../models/efficientnet-lite0-b4b10.xml"),
-        include_bytes!("../../models/efficientnet-lite0-b4b10.bin"),
-        152,
-    ),
-    (
-        "efficientnet-lite0-b2b4b10",
-        include_bytes!("../../models/efficientnet-lite0-b2b4b10.xml"),
-        include_bytes!("../../models/efficientnet-lite0-b2b4b10.bin"),
-        176,
-    ),
+/// A network that comes with the program, see models/README.md.
+struct BuiltIn {
+    id: &'static str,
+    /// Graph and weights that are computed in f32 or bf16.
+    plain: (&'static [u8], &'static [u8]),
+    /// The same network after quantisation.
+    quantised: (&'static [u8], &'static [u8]),
+    channels: usize,
+}
+
+/// Graph and weights of models/`name`.
+macro_rules! network {
+    ($name:literal) => {
+        (
+            include_bytes!(concat!("../../models/", $name, ".xml")).as_slice(),
+            include_bytes!(concat!("../../models/", $name, ".bin")).as_slice(),
+        )
+    };
+}
+
+static BACKBONES: [BuiltIn; 2] = [
+    BuiltIn {
+        id: DEFAULT_BACKBONE,
+        plain: network!("efficientnet-lite0-b4b10"),
+        quantised: network!("efficientnet-lite0-b4b10-int8"),
+        channels: 152,
+    },
+    BuiltIn {
+        id: "efficientnet-lite0-b2b4b10",
+        plain: network!("efficientnet-lite0-b2b4b10"),
+        quantised: network!("efficientnet-lite0-b2b4b10-int8"),
+        channels: 176,
+    },
 ];
 
 /// The backbone that teaching uses.
-pub const DEFAULT_BACKBONE: &str = BACKBONES[0].0;
+pub const DEFAULT_BACKBONE: &str = "efficientnet-lite0-b4b10";
 
-/// Arithmetic of the network.
+/// Arithmetic of the network. The head computes in f32 with each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
     Bf16,
+    /// The quantised graph: 8-bit convolutions; what lies between and after them is f32.
+    Int8,
 }
 
 impl Precision {
@@ -49,7 +72,40 @@ impl Precision {
         match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
         }
+    }
+
+    /// What a device is told with INFERENCE_PRECISION_HINT. A quantised graph carries its 8-bit layers itself; the hint
+    /// is for the rest.
+    fn hint(self) -> &'static str {
+        match self {
+            Precision::Bf16 => "bf16",
+            Precision::F32 | Precision::Int8 => "f32",
+        }
+    }
+
+    /// The precision to teach in when none is named: int8 where all that `device` comes down to on this machine computes
+    /// it fast, which is a CPU with [VNNI](has_vnni) and an NPU; f32 elsewhere.
+    ///
+    /// # Errors
+    /// The runtime is missing or does not list its devices.
+    pub fn default_for(device: &Device) -> Result<Self> {
+        Ok(device.default_precision(&runtime::devices()?, has_vnni()))
+    }
+}
+
+/// Whether the CPU has 8-bit dot products (AVX512-VNNI or AVX-VNNI). Without them OpenVINO would run an 8-bit network with
+/// sums that saturate, which leaves two thirds of some features (models/README.md): int8 is refused there.
+#[must_use]
+pub fn has_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
     }
 }
 
@@ -91,6 +147,25 @@ impl Device {
             (several, Some((kind, _))) => format!("{kind}:{}", several.join(",")),
             (several, None) => several.join(","),
         })
+    }
+
+    /// The devices that will run on a machine that has `available`, as far as that can be said before compiling. AUTO takes
+    /// the first of its list; without a list a GPU where there is one, else the CPU.
+    fn resolved<'a>(&self, available: &'a [String]) -> Vec<&'a str> {
+        let find = |n: &str| available.iter().map(String::as_str).find(|a| is_named(a, n));
+        let named = self.named().into_iter().filter_map(find);
+        let kept: Vec<&str> = if self.0.starts_with("AUTO") { named.take(1).collect() } else { named.collect() };
+        if !kept.is_empty() {
+            return kept;
+        }
+        find("GPU").or_else(|| find("CPU")).into_iter().collect()
+    }
+
+    /// See [`Precision::default_for`].
+    fn default_precision(&self, available: &[String], vnni: bool) -> Precision {
+        let resolved = self.resolved(available);
+        let fast = |d: &&str| is_named(d, "NPU") || (is_named(d, "CPU") && vnni);
+        if !resolved.is_empty() && resolved.iter().all(fast) { Precision::Int8 } else { Precision::F32 }
     }
 
     /// Devices that were named one by one, without the virtual device in front.
@@ -188,9 +263,9 @@ pub struct Backbone {
     requests: usize,
 }
 
-/// Hex SHA-256 over a built-in network's graph and weights.
-pub fn checksum(id: &str) -> Result<String> {
-    let (_, xml, bin, _) = built_in(id)?;
+/// Hex SHA-256 over the graph and weights that a built-in network runs with at a precision; f32 and bf16 share theirs.
+pub fn checksum(id: &str, precision: Precision) -> Result<String> {
+    let (xml, bin) = built_in(id)?.graph(precision);
     let mut hash = Sha256::new();
     hash.update(xml);
     hash.update(bin);
@@ -199,15 +274,62 @@ pub fn checksum(id: &str) -> Result<String> {
 
 /// Features of a grid cell that a built-in network gives.
 pub fn channels(id: &str) -> Result<usize> {
-    built_in(id).map(|b| b.3)
+    built_in(id).map(|b| b.channels)
 }
 
-fn built_in(id: &str) -> Result<&'static (&'static str, &'static [u8], &'static [u8], usize)> {
-    BACKBONES.iter().find(|b| b.0 == id).ok_or_else(|| {
-        let known: Vec<&str> = BACKBONES.iter().map(|b| b.0).collect();
+impl BuiltIn {
+    /// Graph and weights.
+    fn graph(&self, precision: Precision) -> (&'static [u8], &'static [u8]) {
+        match precision {
+            Precision::F32 | Precision::Bf16 => self.plain,
+            Precision::Int8 => self.quantised,
+        }
+    }
+}
+
+fn built_in(id: &str) -> Result<&'static BuiltIn> {
+    BACKBONES.iter().find(|b| b.id == id).ok_or_else(|| {
+        let known: Vec<&str> = BACKBONES.iter().map(|b| b.id).collect();
         Error::failed(format!("backbone \"{id}\" is not part of this program"))
             .hint(format!("known: {}; teach the model again with this version", known.join(", ")))
     })
+}
+
+/// Refuses a device that does not compute in `precision`, by what it says of itself, and a CPU without VNNI for int8, which
+/// it does not say.
+fn check_capability(device: &str, capabilities: &str, precision: Precision, vnni: bool) -> Result<()> {
+    let wanted = match precision {
+        Precision::F32 => return Ok(()),
+        Precision::Bf16 => "BF16",
+        Precision::Int8 => "INT8",
+    };
+    if precision == Precision::Int8 && is_named(device, "CPU") && !vnni {
+        return Err(Error::failed(
+            "device CPU does not run int8: this CPU has no VNNI, without which 8-bit sums saturate",
+        )
+        .hint("teach with --precision f32, or run `linesight model calibrate` with --precision f32"));
+    }
+    if capabilities.split([' ', ',']).any(|c| c == wanted) {
+        return Ok(());
+    }
+    Err(Error::failed(format!("device {device} does not run {}; it says it runs: {capabilities}", precision.as_str()))
+        .hint("use --precision f32; `linesight doctor` says what each device runs"))
+}
+
+/// Refuses a precision that the compiled network took and that was not meant. An NPU has no f32: what is not 8-bit runs
+/// in f16 there.
+fn check_taken(device: &str, taken: &str, precision: Precision) -> Result<()> {
+    let npu = precision == Precision::Int8 && device.split([',', ' ']).all(|d| is_named(d, "NPU"));
+    if taken.is_empty() || taken == precision.hint() || (npu && taken == "f16") {
+        return Ok(());
+    }
+    let rest = if precision == Precision::Int8 { ", all but its 8-bit layers" } else { "" };
+    Err(Error::failed(format!(
+        "device {device} runs the network{rest} in {taken}, {} was asked for{}",
+        precision.as_str(),
+        if rest.is_empty() { "" } else { ", which keeps them in f32" }
+    ))
+    .hint("scores of another precision are not comparable: use --precision f32"))
 }
 
 impl Backbone {
@@ -219,7 +341,8 @@ impl Backbone {
                 "network input {width}x{height} is not made of multiples of {INPUT_MULTIPLE}"
             )));
         }
-        let (_, xml, bin, channels) = built_in(&options.backbone)?;
+        let network = built_in(&options.backbone)?;
+        let (xml, bin) = network.graph(options.precision);
         let mut core = runtime::core()?;
         let mut weights = Shape::new(&[bin.len() as i64])
             .and_then(|s| Tensor::new(ElementType::U8, &s))
@@ -231,22 +354,22 @@ impl Backbone {
             .failed(|| "input shape")?;
         model.reshape_single_input(&shape).failed(|| format!("the backbone cannot take {width}x{height}"))?;
 
-        let available: Vec<String> = core
-            .available_devices()
-            .failed(|| "OpenVINO does not list its devices")?
-            .iter()
-            .map(|d| d.as_ref().to_owned())
-            .collect();
+        let available = runtime::devices_of(&core)?;
         let device = Device(options.device.on(&available, options.allow_fallback)?);
         let named = device.named();
         let concerned = |d: &&String| named.is_empty() || named.iter().any(|n| is_named(d, n));
         for device in available.iter().filter(concerned) {
             let d = DeviceType::from(device.as_str());
-            let mut set =
-                |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
-            let precise = set("INFERENCE_PRECISION_HINT", options.precision.as_str());
             // a virtual device may pick another one: what was really taken is checked below
             if !named.is_empty() {
+                check_capability(device, &runtime::capabilities(&core, &d), options.precision, has_vnni())?;
+            }
+            let mut set =
+                |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
+            let precise = set("INFERENCE_PRECISION_HINT", options.precision.hint());
+            // an NPU takes no f32 and a quantised graph does not need it
+            let optional = named.is_empty() || (options.precision == Precision::Int8 && is_named(device, "NPU"));
+            if !optional {
                 precise
                     .failed(|| format!("device {device} does not run {}", options.precision.as_str()))
                     .map_err(|e| e.hint("use --precision f32"))?;
@@ -284,14 +407,11 @@ impl Backbone {
                 available.join(", ")
             )));
         }
-        let taken = property("INFERENCE_PRECISION_HINT");
-        if !taken.is_empty() && taken != options.precision.as_str() {
-            return Err(Error::failed(format!(
-                "device {device} runs the network in {taken}, {} was asked for",
-                options.precision.as_str()
-            ))
-            .hint("scores of another precision are not comparable: use --precision f32"));
+        for one in &running {
+            let capabilities = runtime::capabilities(&core, &DeviceType::from(*one));
+            check_capability(one, &capabilities, options.precision, has_vnni())?;
         }
+        check_taken(&device, &property("INFERENCE_PRECISION_HINT"), options.precision)?;
         let requests = compiled
             .get_property(&PropertyKey::OptimalNumberOfInferRequests)
             .ok()
@@ -301,7 +421,7 @@ impl Backbone {
         Ok(Backbone {
             model: compiled,
             input: options.input,
-            channels: *channels,
+            channels: network.channels,
             device,
             precision: options.precision,
             requests,
@@ -381,6 +501,74 @@ mod tests {
         assert_eq!(on("MULTI:NPU,CPU", true).unwrap(), "CPU");
         assert_eq!(on("MULTI:NPU,GPU,CPU", true).unwrap(), "MULTI:GPU,CPU");
         assert_eq!(on("NPU", true).unwrap(), "AUTO");
+    }
+
+    /// int8 is the default exactly where all that runs has it: a CPU with VNNI, an NPU.
+    #[test]
+    fn int8_is_the_default_where_all_that_runs_has_it() {
+        for (device, available, vnni, wanted) in [
+            ("AUTO", "CPU", true, Precision::Int8),
+            ("AUTO", "CPU", false, Precision::F32),
+            ("AUTO", "CPU GPU.0", true, Precision::F32),
+            ("AUTO", "CPU NPU", true, Precision::Int8),
+            ("AUTO:GPU,CPU", "CPU", true, Precision::Int8),
+            ("AUTO:NPU,GPU", "CPU GPU NPU", false, Precision::Int8),
+            ("AUTO:GPU,CPU", "CPU GPU.0", true, Precision::F32),
+            ("CPU", "CPU GPU", true, Precision::Int8),
+            ("CPU", "CPU NPU", false, Precision::F32),
+            ("NPU", "CPU NPU", false, Precision::Int8),
+            ("NPU", "CPU", true, Precision::Int8), // with --allow-fallback the CPU runs
+            ("GPU.1", "CPU GPU.0 GPU.1", true, Precision::F32),
+            ("HETERO:NPU,CPU", "CPU NPU", true, Precision::Int8),
+            ("HETERO:NPU,CPU", "CPU NPU", false, Precision::F32),
+            ("MULTI:GPU,CPU", "CPU GPU", true, Precision::F32),
+            ("AUTO", "", true, Precision::F32),
+        ] {
+            let available: Vec<String> = available.split_whitespace().map(str::to_owned).collect();
+            let got = device.parse::<Device>().unwrap().default_precision(&available, vnni);
+            assert_eq!(got, wanted, "{device} of {available:?}, VNNI {vnni}");
+        }
+    }
+
+    /// A device without int8 or bf16 is refused by name, and what was taken must be what was asked for.
+    #[test]
+    fn precisions_that_do_not_run_are_refused() {
+        let cpu = "FP32 INT8 BIN EXPORT_IMPORT";
+        for precision in [Precision::F32, Precision::Int8] {
+            check_capability("CPU", cpu, precision, true).unwrap();
+        }
+        let e = check_capability("CPU", cpu, Precision::Bf16, true).unwrap_err();
+        assert_eq!(e.to_string(), format!("device CPU does not run bf16; it says it runs: {cpu}"));
+        let e = check_capability("CPU", cpu, Precision::Int8, false).unwrap_err();
+        assert!(e.to_string().starts_with("device CPU does not run int8: this CPU has no VNNI"), "{e}");
+        let e = check_capability("GPU.0", "FP32 FP16", Precision::Int8, true).unwrap_err();
+        assert_eq!(e.to_string(), "device GPU.0 does not run int8; it says it runs: FP32 FP16");
+        for (device, taken, precision) in [
+            ("CPU", "f32", Precision::F32),
+            ("CPU", "f32", Precision::Int8),
+            ("CPU", "bf16", Precision::Bf16),
+            ("NPU", "f16", Precision::Int8),
+            ("NPU", "", Precision::Int8),
+        ] {
+            check_taken(device, taken, precision).unwrap();
+        }
+        let e = check_taken("CPU", "bf16", Precision::F32).unwrap_err();
+        assert_eq!(e.to_string(), "device CPU runs the network in bf16, f32 was asked for");
+        let e = check_taken("GPU.0", "f16", Precision::Int8).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "device GPU.0 runs the network, all but its 8-bit layers in f16, int8 was asked for, which keeps them in f32"
+        );
+    }
+
+    /// int8 is another network than f32, which bf16 shares; all have a checksum.
+    #[test]
+    fn int8_has_a_checksum_of_its_own() {
+        for b in &BACKBONES {
+            let [f32, bf16, int8] =
+                [Precision::F32, Precision::Bf16, Precision::Int8].map(|p| checksum(b.id, p).unwrap());
+            assert!(f32 == bf16 && f32 != int8, "{}", b.id);
+        }
     }
 
     #[test]

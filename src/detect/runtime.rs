@@ -1,6 +1,7 @@
 //! Finds and loads the OpenVINO runtime library. The library is opened once for the process.
 
 use crate::error::{Context, Error, Result};
+use openvino::{DeviceType, PropertyKey};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -80,4 +81,20 @@ pub fn load() -> Result<&'static Path> {
 pub fn core() -> Result<openvino::Core> {
     load()?;
     openvino::Core::new().missing(|| "OpenVINO cannot be started").map_err(|e| e.hint("run `linesight doctor`"))
+}
+
+/// Names of this machine's devices, for example CPU, GPU.0, NPU.
+pub fn devices() -> Result<Vec<String>> {
+    devices_of(&core()?)
+}
+
+/// Names of the devices that a core sees.
+pub fn devices_of(core: &openvino::Core) -> Result<Vec<String>> {
+    let devices = core.available_devices().failed(|| "OpenVINO does not list its devices")?;
+    Ok(devices.iter().map(|d| d.as_ref().to_owned()).collect())
+}
+
+/// What a device says it computes fast (OPTIMIZATION_CAPABILITIES), for example "FP32 BF16 INT8"; empty if it does not say.
+pub fn capabilities(core: &openvino::Core, device: &DeviceType<'_>) -> String {
+    core.get_property(device, &PropertyKey::DeviceCapabilities).map(|c| c.trim().to_owned()).unwrap_or_default()
 }

@@ -18,6 +18,7 @@ use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, KERNEL, Size};
 use crate::prepare::{Preparation, Registration, Roi};
 use crate::staging::{self, Staging};
+use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -276,14 +277,27 @@ impl Model {
             toml::from_str(&text).failed(|| format!("\"{}\" is not understood", path.display())).map_err(damaged)?;
         let package = files::Package::new(dir, &m.files);
         let input = Size { width: m.input.width, height: m.input.height };
-        let wanted = backbone::checksum(&m.backbone.id)?;
-        if wanted != m.backbone.sha256 {
-            return Err(Error::failed(format!(
-                "model package \"{}\" was taught with another build of backbone \"{}\"",
-                dir.display(),
-                m.backbone.id
-            ))
-            .hint("teach the model again with this version"));
+        if backbone::checksum(&m.backbone.id, m.precision)? != m.backbone.sha256 {
+            let taught = Precision::value_variants().iter().find_map(|p| {
+                (backbone::checksum(&m.backbone.id, *p).ok()? == m.backbone.sha256).then_some(p.as_str())
+            });
+            return Err(match taught {
+                Some(taught) => Error::failed(format!(
+                    "model package \"{}\" was taught in {taught} and its {MANIFEST} says precision \"{}\"",
+                    dir.display(),
+                    m.precision.as_str()
+                ))
+                .hint(format!(
+                    "set precision = \"{taught}\" there; `linesight model calibrate --precision` changes it properly"
+                )),
+                None => Error::failed(format!(
+                    "model package \"{}\" was taught with another build of backbone \"{}\" for precision {}",
+                    dir.display(),
+                    m.backbone.id,
+                    m.precision.as_str()
+                ))
+                .hint("teach the model again with this version"),
+            });
         }
         if m.kind != "normality" || m.preprocessing.kernel != KERNEL {
             return Err(Error::failed(format!(

@@ -249,7 +249,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         device: backbone.device().to_owned(),
         backbone: BackboneId {
             id: backbone::DEFAULT_BACKBONE.into(),
-            sha256: backbone::checksum(backbone::DEFAULT_BACKBONE)?,
+            sha256: backbone::checksum(backbone::DEFAULT_BACKBONE, options.precision)?,
         },
         trigger: options.trigger,
         roi: options.roi,
@@ -537,6 +537,7 @@ pub fn calibrate(
         let fitted = fit_model(features, &recipe, &mut parts, model.mask.as_deref(), rate, model.seed)?;
         (model.detector, model.calibration, left_out) = (fitted.detector, fitted.calibration, fitted.left_out);
         (model.device, model.precision) = (backbone.device().to_owned(), precision);
+        model.backbone.sha256 = backbone::checksum(&model.backbone.id, precision)?;
     } else {
         let mut head = Head::new();
         let scores = features
