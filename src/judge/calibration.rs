@@ -73,6 +73,12 @@ impl Calibration {
             .map_err(|e| Error::failed("the tail of the scores cannot be fitted").because(e))
     }
 
+    /// p-value of `score` under the fitted tail alone, 0..1: the share of good parts that it expects above the score.
+    /// Where the tail describes good parts, the p-values of good parts are uniform, which a QQ plot shows.
+    pub fn fitted_p_value(&self, score: f32) -> Result<f64> {
+        Ok(self.tail()?.sf((f64::from(score) - self.mean) / self.scale()))
+    }
+
     fn scale(&self) -> f64 {
         self.deviation * (1.0 + 1.0 / self.scores.len() as f64).sqrt()
     }
@@ -86,10 +92,7 @@ impl Calibration {
         if below < n {
             return (1.0 - counted) as f32;
         }
-        let fitted = match self.tail() {
-            Ok(tail) => tail.sf((f64::from(score) - self.mean) / self.scale()),
-            Err(_) => counted,
-        };
+        let fitted = self.fitted_p_value(score).unwrap_or(counted);
         (1.0 - fitted.min(counted)) as f32
     }
 }

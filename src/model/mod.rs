@@ -51,6 +51,9 @@ struct Manifest {
     method: String,
     /// Start of the pseudo-random choices of teaching.
     seed: u64,
+    /// Wall seconds that teaching took; 0 in packages of versions that did not record it.
+    #[serde(default)]
+    teach_s: f64,
     precision: Precision,
     /// The device that ran the network when the model was taught.
     device: String,
@@ -115,6 +118,8 @@ pub struct Model {
     pub created: Timestamp,
     pub method: String,
     pub seed: u64,
+    /// Wall seconds that teaching took; 0 where it was not recorded.
+    pub teach_s: f64,
     pub precision: Precision,
     pub device: String,
     pub backbone: BackboneId,
@@ -177,6 +182,7 @@ impl Model {
             kind: "normality".into(),
             method: self.method.clone(),
             seed: self.seed,
+            teach_s: self.teach_s,
             precision: self.precision,
             device: self.device.clone(),
             threshold: self.calibration.threshold,
@@ -283,6 +289,7 @@ impl Model {
             created: m.created,
             method: m.method,
             seed: m.seed,
+            teach_s: m.teach_s,
             precision: m.precision,
             device: m.device,
             backbone: m.backbone,

@@ -200,6 +200,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         created: Timestamp::now(),
         method: "ppca".into(),
         seed: options.seed,
+        teach_s: 0.0,
         precision: options.precision,
         device: backbone.device().to_owned(),
         backbone: BackboneId {
@@ -218,6 +219,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         sha256: String::new(),
     };
     model.reference = reference_parts(&model, &mut backbone, &parts)?;
+    model.teach_s = start.elapsed().as_secs_f64();
     let c = &model.calibration;
     let report = Report {
         name: model.name.clone(),
@@ -240,7 +242,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         guaranteed_false_reject_rate: c.guaranteed_false_reject_rate,
         parts_for_guarantee: c.parts_for_guarantee,
         stages_s: stages,
-        teach_s: start.elapsed().as_secs_f64(),
+        teach_s: model.teach_s,
     };
     Ok((model, report))
 }
