@@ -120,7 +120,12 @@ fn ratio(value: f64) -> String {
 }
 
 fn percent(value: f64) -> String {
-    format!("{:.1} %", value * 100.0)
+    if value == 1.0 { "100 %".into() } else { format!("{:.1} %", value * 100.0) }
+}
+
+/// What [`Evaluation::ms_per_image`] is for.
+fn per(e: &Evaluation) -> &'static str {
+    if e.scores.iter().any(|s| s.part.is_some()) { "for each frame" } else { "for each image" }
 }
 
 fn score(value: f32) -> String {
@@ -150,7 +155,7 @@ fn header(e: &Evaluation) -> Markup {
                 (tile("Good rejected", &percent(c.fpr), &format!("{} of {}", c.fp, c.fp + c.tn)))
                 (pixels(e.pixel_auroc, "Pixel AUROC".into()))
                 (pixels(e.aupro, format!("AUPRO ({PRO_LIMIT})")))
-                (tile("Time", &format!("{:.1} ms", e.ms_per_image), "for each image, wall"))
+                (tile("Time", &format!("{:.1} ms", e.ms_per_image), per(e)))
             }
             @if !e.notes.is_empty() {
                 ul .card.notes { @for note in &e.notes { li { (note) } } }
@@ -463,7 +468,7 @@ fn timing(e: &Evaluation) -> Markup {
                     } }
                 } }
                 div .card { table { tbody {
-                    tr { td { "wall time for each image or frame" } td .n { (format!("{:.2} ms", e.ms_per_image)) } }
+                    tr { td { "wall time " (per(e)) } td .n { (format!("{:.2} ms", e.ms_per_image)) } }
                     tr { td { "frame to verdict, p50" } td .n { (format!("{:.1} ms", e.latency_ms.p50)) } }
                     tr { td { "frame to verdict, p95" } td .n { (format!("{:.1} ms", e.latency_ms.p95)) } }
                     tr { td { "teaching the model" } td .n { (e.teach_s.map_or("not recorded".into(), |s| format!("{s:.1} s"))) } }
