@@ -28,6 +28,7 @@
 //! | [`deliver`] | ledger and spool in one database, uploader |
 //! | [`review`] | the bundled endpoint: API, store, pages |
 //! | [`teach`] | good parts in, a calibrated model out |
+//! | [`evaluate`](mod@evaluate) | how well a model does on parts with known truth: metrics and the report |
 //! | [`model`] | the model package: manifest, checksums, files |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
@@ -37,6 +38,7 @@ pub mod commands;
 pub mod deliver;
 pub mod detect;
 pub mod error;
+pub mod evaluate;
 pub mod event;
 pub mod frame;
 pub mod judge;

@@ -22,6 +22,7 @@ use crate::detect::{AnomalyMap, Device, Head};
 use crate::error::{Error, Result};
 use crate::event::{EVENT_SCHEMA, Event, ImageSize, LedgerRow, Rect, Region, Verdict};
 use crate::frame::Frame;
+use crate::judge::place::PlacedMap;
 use crate::judge::regions::regions;
 use crate::model::{Model, Trigger};
 use crate::picture;
@@ -98,6 +99,11 @@ impl Judged {
             heatmap_png: picture::heatmap_png(&self.map, self.crop, self.roi, self.threshold)?,
             normal_jpeg: Some(self.normal.to_vec()),
         })
+    }
+
+    /// The map with its place in the frame; keeps the small map alive, not the frame.
+    pub fn placed_map(&self) -> PlacedMap {
+        PlacedMap::new(self.map.clone(), self.crop)
     }
 }
 

@@ -21,7 +21,11 @@ pub fn frame_size(roi: Crop) -> Size {
 /// The ROI as JPEG.
 pub fn frame_jpeg(frame: &Frame, roi: Crop) -> Result<Vec<u8>> {
     let size = frame_size(roi);
-    let crop = Crop { width: size.width, height: size.height, ..roi };
+    scaled_jpeg(frame, Crop { width: size.width, height: size.height, ..roi }, size)
+}
+
+/// A part of the frame as JPEG of `size`, which is even.
+pub fn scaled_jpeg(frame: &Frame, crop: Crop, size: Size) -> Result<Vec<u8>> {
     let mut rgb = vec![0; size.area() * 3];
     Shrinker::new().rgb(frame, crop, size, &mut rgb)?;
     jpeg(&rgb, size, image::ExtendedColorType::Rgb8).failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))
@@ -47,18 +51,26 @@ pub fn normal_jpeg(reference: &Reference) -> Result<Vec<u8>> {
 /// The map as RGBA over the whole ROI: transparent where the part is normal, yellow at the threshold, red beyond it.
 pub fn heatmap_png(map: &AnomalyMap, crop: Crop, roi: Crop, threshold: f32) -> Result<Vec<u8>> {
     let size = Size { width: roi.width.div_ceil(HEATMAP_SCALE), height: roi.height.div_ceil(HEATMAP_SCALE) };
-    let mut pixels = vec![0u8; size.area() * 4];
-    for (i, pixel) in pixels.chunks_exact_mut(4).enumerate() {
+    heat_png(size, threshold, |column, row| {
         // centre of this pixel in the frame, then in the map
-        let x = ((i as u32 % size.width) * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.x - crop.x;
-        let y = ((i as u32 / size.width) * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.y - crop.y;
+        let x = (column * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.x - crop.x;
+        let y = (row * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.y - crop.y;
         if x < 0 || y < 0 || x >= crop.width as i32 || y >= crop.height as i32 {
-            continue;
+            return None;
         }
         let at = |v: i32, from: u32, to: u32| (v as u64 * u64::from(to) / u64::from(from)) as usize;
         let (mx, my) = (at(x, crop.width, map.size.width), at(y, crop.height, map.size.height));
-        let relative = map.values[my * map.size.width as usize + mx] / threshold.max(f32::MIN_POSITIVE);
-        pixel.copy_from_slice(&colour(relative));
+        Some(map.values[my * map.size.width as usize + mx])
+    })
+}
+
+/// Map values as RGBA: `value` gives that of a column and row, `None` where nothing was judged.
+pub fn heat_png(size: Size, threshold: f32, value: impl Fn(u32, u32) -> Option<f32>) -> Result<Vec<u8>> {
+    let mut pixels = vec![0u8; size.area() * 4];
+    for (i, pixel) in pixels.chunks_exact_mut(4).enumerate() {
+        if let Some(value) = value(i as u32 % size.width, i as u32 / size.width) {
+            pixel.copy_from_slice(&colour(value / threshold.max(f32::MIN_POSITIVE)));
+        }
     }
     let mut out = Vec::new();
     image::codecs::png::PngEncoder::new(&mut out)

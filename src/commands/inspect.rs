@@ -164,13 +164,14 @@ impl Summary {
                 self.dropped, self.lost, self.decode_warnings
             ));
         }
-        if let Some(t) = &self.truth {
+        if let Some(truth) = &self.truth {
+            let t = &truth.counts;
             lines.push(format!(
                 "  against the truth: {} of {} defective parts found, {} false rejects of {} good parts; precision {:.3}, recall {:.3}, F1 {:.3}",
                 t.tp, t.tp + t.r#fn, t.fp, t.fp + t.tn, t.precision, t.recall, t.f1
             ));
-            if !t.escapes.is_empty() {
-                lines.push(format!("  escapes: {}", t.escapes.join(", ")));
+            if !truth.escapes.is_empty() {
+                lines.push(format!("  escapes: {}", truth.escapes.join(", ")));
             }
         }
         lines.join("\n")

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod doctor;
+mod evaluate;
 mod inspect;
 mod model;
 mod review;
@@ -20,6 +21,8 @@ pub enum Command {
     Demo(demo::Arguments),
     /// Learn a model from good parts.
     Teach(teach::Arguments),
+    /// Measure a model on parts whose truth is known.
+    Evaluate(evaluate::Arguments),
     /// Inspect a recording, an image or a folder of images with a model.
     Inspect(inspect::Arguments),
     /// Serve the review endpoint and its pages.
@@ -37,6 +40,7 @@ pub fn run(command: Command) -> Result<u8> {
     match command {
         Command::Demo(a) => demo::run(a),
         Command::Teach(a) => teach::run(a),
+        Command::Evaluate(a) => evaluate::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Review(a) => review::run(a),
         Command::Bench(a) => bench::run(a),

@@ -151,13 +151,8 @@ impl Calibration {
     fn put_threshold(&mut self, threshold: f32) {
         let above = self.scores.len() - self.scores.partition_point(|&s| s <= threshold);
         self.threshold = threshold;
-        self.expected_false_reject_rate = self.fitted(threshold);
+        self.expected_false_reject_rate = self.fitted_p_value(threshold).unwrap_or(1.0);
         self.guaranteed_false_reject_rate = self.basis.guaranteed(above, self.scores.len());
-    }
-
-    /// Share of good parts that the fitted tail expects above a score.
-    pub fn fitted(&self, score: f32) -> f64 {
-        self.tail().map_or(1.0, |t| t.sf((f64::from(score) - self.mean) / self.scale()))
     }
 
     /// Checks what was read from a file.
@@ -175,6 +170,12 @@ impl Calibration {
             .map_err(|e| Error::failed("the tail of the scores cannot be fitted").because(e))
     }
 
+    /// p-value of `score` under the fitted tail alone, 0..1: the share of good parts that it expects above the score.
+    /// Where the tail describes good parts, the p-values of good parts are uniform, which a QQ plot shows.
+    pub fn fitted_p_value(&self, score: f32) -> Result<f64> {
+        Ok(self.tail()?.sf((f64::from(score) - self.mean) / self.scale()))
+    }
+
     fn scale(&self) -> f64 {
         self.deviation * (1.0 + 1.0 / self.scores.len() as f64).sqrt()
     }
@@ -188,7 +189,8 @@ impl Calibration {
         if below < n {
             return (1.0 - counted) as f32;
         }
-        (1.0 - self.fitted(score).min(counted)) as f32
+        let fitted = self.fitted_p_value(score).unwrap_or(counted);
+        (1.0 - fitted.min(counted)) as f32
     }
 }
 

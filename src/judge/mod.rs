@@ -1,6 +1,7 @@
 //! Judge: from scores to verdicts.
 
 pub mod calibration;
+pub mod place;
 pub mod regions;
 pub mod truth;
 

@@ -21,17 +21,53 @@ pub struct TruthPart {
     pub centre: u64,
 }
 
-/// Counts of a comparison; reject, unsure and missed are positive.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Comparison {
+/// Verdicts against the truth; a ratio without anything to divide by is 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Counts {
     pub tp: u64,
     pub fp: u64,
     pub r#fn: u64,
     pub tn: u64,
+    /// tp / (tp + fp)
     pub precision: f64,
+    /// tp / (tp + fn)
     pub recall: f64,
+    /// 2 tp / (2 tp + fp + fn)
     pub f1: f64,
+    /// fp / (fp + tn)
     pub fpr: f64,
+}
+
+impl Counts {
+    pub fn new(tp: u64, fp: u64, r#fn: u64, tn: u64) -> Counts {
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        Counts {
+            tp,
+            fp,
+            r#fn,
+            tn,
+            precision: ratio(tp, tp + fp),
+            recall: ratio(tp, tp + r#fn),
+            f1: ratio(2 * tp, 2 * tp + fp + r#fn),
+            fpr: ratio(fp, fp + tn),
+        }
+    }
+}
+
+/// Which judged part belongs to which part of the truth.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// For each part of the truth, the index of the judged part that belongs to it.
+    pub judged: Vec<Option<usize>>,
+    /// Judged parts that belong to no part of the truth.
+    pub extra: u64,
+}
+
+/// Outcome of a comparison; reject, unsure and missed are positive.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Comparison {
+    #[serde(flatten)]
+    pub counts: Counts,
     /// Judged parts that belong to no part of the truth (counted in fp).
     pub extra: u64,
     /// Parts of the truth that were not judged (counted in fn if defective, else in fp).
@@ -57,55 +93,67 @@ impl Truth {
         Ok(truth)
     }
 
-    /// A judged part belongs to the truth part whose centre frame is nearest, within half the part pitch, and to one only.
-    pub fn compare(&self, judged: &[(u64, Verdict)]) -> Comparison {
+    /// The usual distance of two parts, in frames.
+    fn pitch(&self) -> u64 {
         let mut centres: Vec<u64> = self.parts.iter().map(|p| p.centre).collect();
         centres.sort_unstable();
         let mut gaps: Vec<u64> = centres.windows(2).map(|w| w[1] - w[0]).collect();
         gaps.sort_unstable();
-        let pitch = gaps.get(gaps.len() / 2).copied().unwrap_or(u64::MAX);
-        let mut verdicts: Vec<Option<(u64, Verdict)>> = vec![None; self.parts.len()];
-        let mut c = Comparison::default();
-        for &(frame, verdict) in judged {
-            let nearest = self
-                .parts
-                .iter()
-                .enumerate()
-                .map(|(i, p)| (p.centre.abs_diff(frame), i))
-                .min()
-                .filter(|(distance, _)| distance.saturating_mul(2) <= pitch);
-            match nearest {
-                Some((distance, i)) if verdicts[i].is_none_or(|(d, _)| distance < d) => {
-                    c.extra += u64::from(verdicts[i].is_some());
-                    verdicts[i] = Some((distance, verdict));
+        gaps.get(gaps.len() / 2).copied().unwrap_or(u64::MAX)
+    }
+
+    /// The part of the truth whose centre is nearest to `frame`, within half the part pitch.
+    pub fn nearest(&self, frame: u64) -> Option<usize> {
+        self.nearest_within(frame, self.pitch()).map(|(_, i)| i)
+    }
+
+    fn nearest_within(&self, frame: u64, pitch: u64) -> Option<(u64, usize)> {
+        let distances = self.parts.iter().enumerate().map(|(i, p)| (p.centre.abs_diff(frame), i));
+        distances.min().filter(|(distance, _)| distance.saturating_mul(2) <= pitch)
+    }
+
+    /// A judged part belongs to the truth part whose centre frame is nearest, within half the part pitch, and to one only:
+    /// of several, the nearest. `frames` are the frames of the judged parts.
+    pub fn assign(&self, frames: &[u64]) -> Assignment {
+        let pitch = self.pitch();
+        let mut best: Vec<Option<(u64, usize)>> = vec![None; self.parts.len()];
+        let mut extra = 0;
+        for (index, &frame) in frames.iter().enumerate() {
+            match self.nearest_within(frame, pitch) {
+                Some((distance, i)) if best[i].is_none_or(|(d, _)| distance < d) => {
+                    extra += u64::from(best[i].is_some());
+                    best[i] = Some((distance, index));
                 }
-                _ => c.extra += 1,
+                _ => extra += 1,
             }
         }
-        c.fp += c.extra;
-        for (p, v) in self.parts.iter().zip(&verdicts) {
-            match (v, p.defective) {
+        Assignment { judged: best.into_iter().map(|b| b.map(|(_, index)| index)).collect(), extra }
+    }
+
+    /// Compares verdicts, each with its frame, with the truth.
+    pub fn compare(&self, judged: &[(u64, Verdict)]) -> Comparison {
+        let assignment = self.assign(&judged.iter().map(|(frame, _)| *frame).collect::<Vec<_>>());
+        let mut c = Comparison { extra: assignment.extra, ..Comparison::default() };
+        let (mut tp, mut fp, mut r#fn, mut tn) = (0, assignment.extra, 0, 0);
+        for (p, index) in self.parts.iter().zip(&assignment.judged) {
+            match (index.map(|i| judged[i].1), p.defective) {
                 (None, defective) => {
                     c.unmatched += 1;
-                    *(if defective { &mut c.r#fn } else { &mut c.fp }) += 1;
+                    *(if defective { &mut r#fn } else { &mut fp }) += 1;
                 }
-                (Some((_, v)), true) if v.is_anomaly() => c.tp += 1,
+                (Some(v), true) if v.is_anomaly() => tp += 1,
                 (Some(_), true) => {
-                    c.r#fn += 1;
+                    r#fn += 1;
                     c.escapes.push(format!("{} ({})", p.part, p.label));
                 }
-                (Some((_, v)), false) if v.is_anomaly() => {
-                    c.fp += 1;
+                (Some(v), false) if v.is_anomaly() => {
+                    fp += 1;
                     c.false_rejects.push(p.part);
                 }
-                (Some(_), false) => c.tn += 1,
+                (Some(_), false) => tn += 1,
             }
         }
-        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-        c.precision = ratio(c.tp, c.tp + c.fp);
-        c.recall = ratio(c.tp, c.tp + c.r#fn);
-        c.f1 = ratio(2 * c.tp, 2 * c.tp + c.fp + c.r#fn);
-        c.fpr = ratio(c.fp, c.fp + c.tn);
+        c.counts = Counts::new(tp, fp, r#fn, tn);
         c
     }
 }
@@ -136,7 +184,7 @@ mod tests {
             (500, Verdict::Pass),  // belongs to nothing
         ]);
         // part 4 was never judged
-        assert_eq!((c.tp, c.fp, c.r#fn, c.tn), (1, 3, 2, 1));
+        assert_eq!((c.counts.tp, c.counts.fp, c.counts.r#fn, c.counts.tn), (1, 3, 2, 1));
         assert_eq!((c.extra, c.unmatched), (2, 1));
         assert_eq!(c.escapes, ["3 (scratch)"]);
         assert_eq!(c.false_rejects, [2]);

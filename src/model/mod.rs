@@ -81,6 +81,9 @@ struct Manifest {
     differing: bool,
     /// Start of the pseudo-random choices of teaching.
     seed: u64,
+    /// Wall seconds that teaching took; 0 in packages of versions that did not record it.
+    #[serde(default)]
+    teach_s: f64,
     precision: Precision,
     /// The device that ran the network when the model was taught.
     device: String,
@@ -148,6 +151,8 @@ pub struct Model {
     /// Uses the form of the method for parts that each differ.
     pub differing: bool,
     pub seed: u64,
+    /// Wall seconds that teaching took; 0 where it was not recorded.
+    pub teach_s: f64,
     pub precision: Precision,
     pub device: String,
     pub backbone: BackboneId,
@@ -225,6 +230,7 @@ impl Model {
             method: self.method,
             differing: self.differing,
             seed: self.seed,
+            teach_s: self.teach_s,
             precision: self.precision,
             device: self.device.clone(),
             threshold: self.calibration.threshold,
@@ -347,6 +353,7 @@ impl Model {
             method: m.method,
             differing: m.differing,
             seed: m.seed,
+            teach_s: m.teach_s,
             precision: m.precision,
             device: m.device,
             backbone: m.backbone,

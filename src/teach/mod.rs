@@ -245,6 +245,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         method: recipe.method,
         differing: recipe.differing,
         seed: options.seed,
+        teach_s: 0.0,
         precision: options.precision,
         device: backbone.device().to_owned(),
         backbone: BackboneId {
@@ -263,6 +264,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         sha256: String::new(),
     };
     model.reference = reference_parts(&model, &mut backbone, &parts)?;
+    model.teach_s = start.elapsed().as_secs_f64();
     let warnings = warnings(&model.calibration);
     let c = &model.calibration;
     let report = Report {
@@ -292,7 +294,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         basis: c.basis,
         parts_for_guarantee: c.parts_for_guarantee,
         stages_s: stages,
-        teach_s: start.elapsed().as_secs_f64(),
+        teach_s: model.teach_s,
     };
     Ok((model, report))
 }
