@@ -6,7 +6,7 @@ use crate::capture::Source;
 use crate::detect::{Device, Precision};
 use crate::error::Result;
 use crate::judge::calibration::check_rate;
-use crate::model::{self, Trigger};
+use crate::model::{self, Trigger, check_scale};
 use crate::prepare::Roi;
 use crate::teach::{self, Method, Options, RegistrationChoice, Report, Variant};
 use std::path::PathBuf;
@@ -43,6 +43,9 @@ pub struct Arguments {
     /// PNG over the judged area: white is judged, black is not.
     #[arg(long, value_name = "PNG")]
     mask: Option<PathBuf>,
+    /// Millimetres of the part that a pixel of the source shows: anomalies then have areas in mm².
+    #[arg(long, value_name = "MM")]
+    mm_per_pixel: Option<f32>,
     /// Arithmetic of the network; a model runs at the precision it was taught with.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -64,12 +67,14 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     // everything that can be refused is refused before the recording is decoded
     model::check_destination(&a.out)?;
     check_rate(a.false_reject_rate)?;
+    check_scale(a.mm_per_pixel)?;
     let options = Options {
         good: a.good.iter().map(|s| Source::parse(s)).collect::<Result<_>>()?,
         name: a.name.unwrap_or_else(|| model::name_from(&a.out)),
         trigger: a.trigger,
         roi: a.roi,
         mask: a.mask,
+        mm_per_pixel: a.mm_per_pixel,
         registration: a.registration,
         method: a.method,
         seed: a.seed,
@@ -96,14 +101,14 @@ pub(super) fn text(r: &Report, out: &str) -> String {
     let mut lines = vec![
         format!("model \"{}\" taught from {} good parts in {:.1} s -> {out}", r.name, r.parts, r.teach_s),
         format!(
-            "  input {}x{}, registration {:?}, {} on {} in {}",
+            "  input {}x{}, {} on {} in {}",
             r.input.width,
             r.input.height,
-            r.registration,
             r.method,
             r.device,
             r.precision.as_str()
         ),
+        format!("  registration {}: {}", r.registration.as_str(), r.registration_why),
         format!(
             "  held-out scores of good parts {:.2} ± {:.2}, highest {:.2}; threshold {:.2}",
             r.held_out_mean, r.held_out_deviation, r.held_out_max, r.threshold

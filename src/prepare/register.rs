@@ -17,6 +17,8 @@ pub struct Reference {
     pub size: Size,
     /// Luma, `size.area()` bytes.
     pub luma: Vec<u8>,
+    /// The median RGB picture, `3 * size.area()` bytes: what the place should look like, for people.
+    pub rgb: Vec<u8>,
     /// Mean over all pixels and channels of the median RGB picture, 0..255.
     pub mean: f32,
     /// Standard deviation over the same.
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn the_sign_of_a_shift_is_the_direction_the_part_moved() {
         let size = Size { width: 112, height: 112 };
-        let reference = Reference { size, luma: picture(size, 0, 0), mean: 0.0, deviation: 1.0 };
+        let reference = Reference { size, luma: picture(size, 0, 0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
         let mut r = Registrar::new(&reference).unwrap();
         let s = r.measure(&picture(size, 5, -3)).unwrap();
         assert!((s.dx - 5.0).abs() < 0.3 && (s.dy + 3.0).abs() < 0.3, "{s:?}");
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn measuring_again_gives_the_same() {
         let size = Size { width: 128, height: 128 };
-        let reference = Reference { size, luma: picture(size, 0, 0), mean: 0.0, deviation: 1.0 };
+        let reference = Reference { size, luma: picture(size, 0, 0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
         let mut r = Registrar::new(&reference).unwrap();
         let first = r.measure(&picture(size, 5, -3)).unwrap();
         for _ in 0..50 {
@@ -156,7 +158,7 @@ mod tests {
     #[test]
     fn light_is_matched_to_the_reference() {
         let size = Size { width: 16, height: 16 };
-        let reference = Reference { size, luma: vec![0; 256], mean: 120.0, deviation: 30.0 };
+        let reference = Reference { size, luma: vec![0; 256], rgb: Vec::new(), mean: 120.0, deviation: 30.0 };
         let mut pixels: Vec<u8> = (0..768u32).map(|i| 60 + (i * 37 % 50) as u8).collect();
         match_light(&mut pixels, &reference);
         let (mean, deviation) = statistics(&pixels);

@@ -5,6 +5,7 @@
 
 pub mod fit;
 mod parts;
+mod pose;
 mod reference;
 
 use crate::capture::Source;
@@ -47,10 +48,15 @@ const REFERENCE_PARTS: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RegistrationChoice {
-    /// `shift` if it brings the good parts measurably closer to each other, else `none`.
+    /// `rigid` if one part lies clear on a plain background and is turned or moved from picture to picture; else `shift` if
+    /// that brings the good parts measurably closer to each other; else `none`.
     Auto,
+    /// Parts are taken as they lie.
     None,
+    /// Parts are moved to where they were taught.
     Shift,
+    /// Parts are found on a plain background and turned upright.
+    Rigid,
 }
 
 /// Family of the normality model.
@@ -93,6 +99,8 @@ pub struct Options {
     pub roi: Option<Roi>,
     /// A PNG over the part (or over the ROI when each frame is a part): black is not judged.
     pub mask: Option<PathBuf>,
+    /// Millimetres of the part that a source pixel shows.
+    pub mm_per_pixel: Option<f32>,
     pub registration: RegistrationChoice,
     pub method: Method,
     /// Start of every pseudo-random choice.
@@ -114,6 +122,8 @@ pub struct Report {
     pub trigger: Trigger,
     pub method: String,
     pub registration: Registration,
+    /// Why this registration.
+    pub registration_why: String,
     /// Mean absolute difference from the median picture before and after registration, grey levels.
     pub spread_before: f32,
     pub spread_after: f32,
@@ -163,18 +173,11 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
     for part in &mut parts {
         part.crop = part.crop.inset(inset);
     }
-    let input = input_size(&parts, options.variant);
     next(&mut stages.collect);
 
     progress("reference", 0, None);
-    let reference = reference::build(&parts, input, options.registration, MAX_SHIFT)?;
-    let preparation = Preparation {
-        input,
-        registration: reference.registration,
-        match_light: true,
-        max_shift: MAX_SHIFT,
-        reference: reference.picture,
-    };
+    let Prepared { preparation, learned, why, spread, left_out: mut not_posed } = prepare(&mut parts, options)?;
+    let input = preparation.input;
     next(&mut stages.reference);
 
     let mut backbone = Backbone::compile(&BackboneOptions {
@@ -185,13 +188,22 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         allow_fallback: options.allow_fallback,
         throughput: true,
     })?;
-    let mask = options.mask.as_deref().map(|p| load_mask(p, &parts, map_size(backbone.grid()))).transpose()?;
+    let map = map_size(backbone.grid());
+    let mask = match (options.mask.as_deref(), &learned) {
+        (Some(path), Some(l)) => {
+            Some(load_mask(path, [l.rigid.strip[2].round() as u32, l.rigid.strip[3].round() as u32], map)?)
+        }
+        (Some(path), None) => Some(load_mask(path, [parts[0].crop.width, parts[0].crop.height], map)?),
+        (None, Some(l)) => Some(l.mask(map)?),
+        (None, None) => None,
+    };
     let features = extract(&mut backbone, &preparation, &parts, progress)?;
     next(&mut stages.features);
 
     progress("fit", 0, None);
-    let Fitted { normality, calibration, left_out } =
+    let Fitted { normality, calibration, left_out: strange } =
         fit_model(features, &mut parts, mask.as_deref(), options.false_reject_rate, options.seed)?;
+    not_posed.extend(strange);
     next(&mut stages.fit);
 
     let mut model = Model {
@@ -214,6 +226,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         normality,
         calibration,
         mask,
+        mm_per_pixel: options.mm_per_pixel,
         reference: Vec::new(),
         sha256: String::new(),
     };
@@ -222,12 +235,13 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
     let report = Report {
         name: model.name.clone(),
         parts: c.scores.len(),
-        left_out,
+        left_out: not_posed,
         trigger: options.trigger,
         method: METHOD.into(),
         registration: model.preparation.registration,
-        spread_before: reference.spread_before,
-        spread_after: reference.spread_after,
+        registration_why: why,
+        spread_before: spread[0],
+        spread_after: spread[1],
         input,
         backbone: model.backbone.id.clone(),
         device: model.device.clone(),
@@ -243,6 +257,51 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         teach_s: start.elapsed().as_secs_f64(),
     };
     Ok((model, report))
+}
+
+/// How parts are brought to the network's input, and how that was decided.
+struct Prepared {
+    preparation: Preparation,
+    learned: Option<Box<pose::Learned>>,
+    why: String,
+    /// Spread of the good parts before and after registration.
+    spread: [f32; 2],
+    /// Parts without a pose; they are no longer in `parts`.
+    left_out: Vec<String>,
+}
+
+fn prepare(parts: &mut Vec<Part>, options: &Options) -> Result<Prepared> {
+    let mut left_out = Vec::new();
+    let chosen = pose::choose(parts, options.trigger, options.registration, options.variant, MAX_SHIFT)?;
+    let (built, learned, why) = match chosen {
+        pose::Choice::Rigid(learned) => {
+            for (index, reason) in learned.left_out.iter().rev() {
+                left_out.insert(0, pose::leave_out(&parts.remove(*index), reason));
+            }
+            check_count(parts)?;
+            let why = learned.why.clone();
+            (None, Some(learned), why)
+        }
+        pose::Choice::Not(not_rigid) => {
+            let input = input_size(parts, options.variant);
+            let built = reference::build(parts, input, options.registration, MAX_SHIFT)?;
+            let why = match not_rigid.as_str() {
+                "" => built.why.clone(),
+                not => format!("{}; not rigid: {not}", built.why),
+            };
+            (Some(built), None, why)
+        }
+    };
+    let (reference, rigid, registration, spread) = match (built, &learned) {
+        (Some(b), _) => (b.picture, None, b.registration, [b.spread_before, b.spread_after]),
+        (None, Some(l)) => {
+            (l.reference.clone(), Some(l.rigid.clone()), Registration::Rigid, [l.spread_before, l.spread_after])
+        }
+        (None, None) => return Err(Error::failed("no registration was chosen; this is a bug in linesight")),
+    };
+    let preparation =
+        Preparation { input: reference.size, registration, match_light: true, max_shift: MAX_SHIFT, rigid, reference };
+    Ok(Prepared { preparation, learned, why, spread, left_out })
 }
 
 /// What is fitted to features.
@@ -341,13 +400,15 @@ pub fn calibrate(
         // the views beside the gate serve the fit only
         parts.retain(|p| p.at_gate);
     }
+    let (mut parts, mut left_out) = pose::without_doubt(&model.preparation, parts)?;
+    check_count(&parts)?;
     let features = extract(&mut backbone, &model.preparation, &parts, progress)?;
     progress("fit", 0, None);
     let threshold_before = model.threshold();
-    let mut left_out = Vec::new();
     if fitted_anew {
         let fitted = fit_model(features, &mut parts, model.mask.as_deref(), rate, model.seed)?;
-        (model.normality, model.calibration, left_out) = (fitted.normality, fitted.calibration, fitted.left_out);
+        (model.normality, model.calibration) = (fitted.normality, fitted.calibration);
+        left_out.extend(fitted.left_out);
         (model.device, model.precision) = (backbone.device().to_owned(), precision);
     } else {
         let mut head = Head::new(features.grid);
@@ -394,7 +455,12 @@ fn input_size(parts: &[Part], variant: Variant) -> Size {
         v.sort_unstable();
         f64::from(v[v.len() / 2].max(1))
     };
-    let aspect = (median(&|c| c.width) / median(&|c| c.height)).clamp(0.125, 8.0);
+    size_for(median(&|c| c.width) / median(&|c| c.height), variant)
+}
+
+/// Input of about the variant's area with this aspect.
+fn size_for(aspect: f64, variant: Variant) -> Size {
+    let aspect = aspect.clamp(0.125, 8.0);
     let m = f64::from(backbone::INPUT_MULTIPLE);
     let side = |length: f64| ((length / m).round().max(2.0) * m) as u32;
     Size { width: side(variant.side() * aspect.sqrt()), height: side(variant.side() / aspect.sqrt()) }
@@ -475,8 +541,8 @@ fn reference_parts(model: &Model, backbone: &mut Backbone, parts: &[Part]) -> Re
         .collect()
 }
 
-/// The user's mask at the map's size.
-fn load_mask(path: &std::path::Path, parts: &[Part], size: Size) -> Result<Vec<u8>> {
+/// The user's mask at the map's size; `judged` is the width and height of what is judged, in source pixels.
+fn load_mask(path: &std::path::Path, judged: [u32; 2], size: Size) -> Result<Vec<u8>> {
     let name = path.display();
     let bytes = std::fs::read(path)
         .usage(|| format!("mask \"{name}\" cannot be read"))
@@ -484,18 +550,18 @@ fn load_mask(path: &std::path::Path, parts: &[Part], size: Size) -> Result<Vec<u
     let image = image::load_from_memory(&bytes)
         .usage(|| format!("mask \"{name}\" is not a picture"))
         .map_err(|e| e.hint("give a PNG: white where parts are judged, black where they are not"))?;
-    let crop = parts[0].crop;
-    let (have, want) =
-        (f64::from(image.width()) / f64::from(image.height()), f64::from(crop.width) / f64::from(crop.height));
+    let [width, height] = judged;
+    let (have, want) = (f64::from(image.width()) / f64::from(image.height()), f64::from(width) / f64::from(height));
     if (have / want - 1.0).abs() > 0.05 {
         return Err(Error::usage(format!(
-            "mask \"{name}\" is {}x{}, the judged area is {}x{}",
+            "mask \"{name}\" is {}x{}, the judged area is {width}x{height}",
             image.width(),
-            image.height(),
-            crop.width,
-            crop.height
+            image.height()
         ))
-        .hint("the mask must have the shape of the judged area"));
+        .hint(format!(
+            "the mask must have the shape of the judged area: {width}x{height}, or {}x{} as in a package",
+            size.width, size.height
+        )));
     }
     let mask = image
         .resize_exact(size.width, size.height, image::imageops::FilterType::Triangle)
