@@ -8,6 +8,7 @@ pub mod register;
 pub mod rigid;
 pub mod segment;
 pub mod shrink;
+mod template;
 pub mod track;
 
 use crate::error::{Error, Result};

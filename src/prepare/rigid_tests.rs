@@ -125,7 +125,7 @@ fn parts_without_an_axis_are_turned_by_their_features() {
         let (mut matcher, offset) = taught(shape, Turn::Polar, strip, Size { width: 256, height: 256 });
         let (turned, moved) = errors(&mut matcher, offset, shape);
         println!("{name}: {turned:.3} degrees, {moved:.3} px");
-        assert!(turned < 0.75 && moved < 0.75, "{name}: {turned} degrees, {moved} px");
+        assert!(turned < 0.75 && moved < 1.0, "{name}: {turned} degrees, {moved} px");
     }
 }
 
