@@ -42,7 +42,7 @@ fn prepare(c: &mut Criterion) {
     });
     let mut luma = vec![0; INPUT.area()];
     shrinker.luma(&frame, part, INPUT, &mut luma).expect("shrunk");
-    let reference = Reference { size: INPUT, luma: luma.clone(), mean: 120.0, deviation: 40.0 };
+    let reference = Reference { size: INPUT, luma: luma.clone(), rgb: Vec::new(), mean: 120.0, deviation: 40.0 };
     let mut registrar = Registrar::new(&reference).expect("registrar");
     c.bench_function("register 256x256 by phase correlation", |b| {
         b.iter(|| registrar.measure(black_box(&luma)).expect("measured"));

@@ -47,6 +47,15 @@ pub struct Region {
     pub h: u32,
     /// Highest map value inside, in the unit of the score.
     pub score: f32,
+    /// Source pixels above the threshold, for parts that lie at an angle not those of the box.
+    #[serde(default)]
+    pub area_px: f32,
+    /// Share of what all regions together have above the threshold, 0..1.
+    #[serde(default)]
+    pub share: f32,
+    /// Square millimetres above the threshold, where the model knows the scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub area_mm2: Option<f32>,
 }
 
 /// Pixels of the source frame.

@@ -27,6 +27,9 @@ use crate::judge::regions::regions;
 use crate::model::{Model, Trigger};
 use crate::picture;
 use crate::prepare::locate::Finder;
+use crate::prepare::placement::Placement;
+use crate::prepare::register::Reference;
+use crate::prepare::rigid::Doubt;
 use crate::prepare::shrink::Crop;
 use crate::prepare::track::{Crossing, Tracker};
 use crate::prepare::{Preparer, Roi};
@@ -84,11 +87,12 @@ pub struct Judged {
     pub inspection: Inspection,
     pub frame: Arc<Frame>,
     pub map: Arc<AnomalyMap>,
-    pub crop: Crop,
+    /// Where the map lies in the frame.
+    pub placement: Placement,
     pub roi: Crop,
     pub threshold: f32,
-    /// What the place should look like, as JPEG.
-    normal: Arc<Vec<u8>>,
+    /// The median good part.
+    reference: Arc<Reference>,
 }
 
 impl Judged {
@@ -96,14 +100,14 @@ impl Judged {
     pub fn pictures(&self) -> Result<Pictures> {
         Ok(Pictures {
             frame_jpeg: picture::frame_jpeg(&self.frame, self.roi)?,
-            heatmap_png: picture::heatmap_png(&self.map, self.crop, self.roi, self.threshold)?,
-            normal_jpeg: Some(self.normal.to_vec()),
+            heatmap_png: picture::heatmap_png(&self.map, &self.placement, self.roi, self.threshold)?,
+            normal_jpeg: Some(picture::normal_jpeg(&self.reference, &self.placement)?),
         })
     }
 
     /// The map with its place in the frame; keeps the small map alive, not the frame.
     pub fn placed_map(&self) -> PlacedMap {
-        PlacedMap::new(self.map.clone(), self.crop)
+        PlacedMap::new(self.map.clone(), self.placement)
     }
 }
 
@@ -137,9 +141,11 @@ pub struct Totals {
 struct InFlight {
     request: Request,
     frame: Arc<Frame>,
-    crop: Crop,
+    placement: Placement,
     roi: Crop,
     reasons: Vec<String>,
+    /// False when the score says nothing about the part: there is none, or only a piece of it.
+    scorable: bool,
     started: Instant,
 }
 
@@ -388,12 +394,11 @@ fn prepare_parts(
                 let [w, h] = crossing.relative_size.map(|r| (r * 100.0).round());
                 reasons.push(format!("size {w} % x {h} % of the taught part"));
             }
-            if !pose.within_range {
-                reasons.push("pose outside what was taught".into());
-            }
+            let scorable = pose.doubt.as_ref().is_none_or(|d| d.scorable);
+            reasons.extend(pose.doubt.map(|Doubt { reason, .. }| reason));
             request.start()?;
-            let flight =
-                InFlight { request, frame: frame.clone(), crop: pose.crop, roi, reasons, started: Instant::now() };
+            let (frame, started) = (frame.clone(), Instant::now());
+            let flight = InFlight { request, frame, placement: pose.placement, roi, reasons, scorable, started };
             spent += lap.elapsed();
             if flights.send(flight).is_err() {
                 return Ok(());
@@ -408,7 +413,7 @@ fn prepare_parts(
 struct Judge<'a> {
     line: &'a Line<'a>,
     head: Head,
-    normal: Arc<Vec<u8>>,
+    reference: Arc<Reference>,
     device: String,
     totals: Totals,
     latency: Recorder,
@@ -421,7 +426,7 @@ impl<'a> Judge<'a> {
     fn new(line: &'a Line<'a>, backbone: &Backbone) -> Result<Self> {
         Ok(Judge {
             line,
-            normal: Arc::new(picture::normal_jpeg(&line.model.preparation.reference)?),
+            reference: Arc::new(line.model.preparation.reference.clone()),
             head: Head::new(),
             device: backbone.device().to_owned(),
             totals: Totals {
@@ -461,7 +466,8 @@ impl<'a> Judge<'a> {
         // prepare holds the other end until it has ended; then nobody needs the request
         let _ = free.send(flight.request);
         let (frame, threshold) = (flight.frame, model.threshold());
-        let verdict = if score > threshold {
+        let anomalous = score > threshold && flight.scorable;
+        let verdict = if anomalous {
             Verdict::Reject
         } else if flight.reasons.is_empty() {
             Verdict::Pass
@@ -469,11 +475,14 @@ impl<'a> Judge<'a> {
             Verdict::Unsure
         };
         let mut reasons = flight.reasons;
-        if score > threshold {
+        if anomalous {
             reasons.insert(0, "score above threshold".into());
         }
         let size = (frame.width(), frame.height());
-        let found = if verdict == Verdict::Reject { regions(&map, threshold, flight.crop, size)? } else { Vec::new() };
+        let found = match verdict {
+            Verdict::Reject => regions(&map, threshold, &flight.placement, size, model.mm_per_pixel)?,
+            _ => Vec::new(),
+        };
         let inspection = Inspection {
             source: frame.file.as_deref().map_or_else(|| self.line.source.name(), str::to_owned),
             frame: frame.seq,
@@ -484,7 +493,7 @@ impl<'a> Judge<'a> {
             verdict,
             reasons,
             regions: found,
-            part_box: clipped(flight.crop, size),
+            part_box: clipped(flight.placement.bounds(), size),
         };
         let latency = frame.captured.elapsed();
         self.latency.record(latency);
@@ -497,11 +506,11 @@ impl<'a> Judge<'a> {
         let judged = Judged {
             inspection,
             map: Arc::new(map),
-            crop: flight.crop,
+            placement: flight.placement,
             roi: flight.roi,
             threshold,
             frame,
-            normal: self.normal.clone(),
+            reference: self.reference.clone(),
         };
         if let Some(deliver) = self.line.deliver {
             deliver.record(self.record(&judged, latency))?;

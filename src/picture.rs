@@ -4,12 +4,15 @@
 use crate::detect::AnomalyMap;
 use crate::error::{Context, Result};
 use crate::frame::Frame;
+use crate::prepare::placement::Placement;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use image::ImageEncoder;
 
 /// Quality of the frame's JPEG, 1..100.
 const JPEG_QUALITY: u8 = 85;
+/// Longer side of a package's overview picture, about.
+const OVERVIEW_SIDE: u32 = 768;
 /// Heatmap pixels are this many frame pixels wide and high.
 const HEATMAP_SCALE: u32 = 4;
 
@@ -42,24 +45,90 @@ fn jpeg(pixels: &[u8], size: Size, colour: image::ExtendedColorType) -> image::I
     Ok(out)
 }
 
-/// What the inspected place should look like: the reference picture's luma as JPEG.
-pub fn normal_jpeg(reference: &Reference) -> Result<Vec<u8>> {
-    jpeg(&reference.luma, reference.size, image::ExtendedColorType::L8)
-        .failed(|| "the reference picture cannot be encoded as JPEG")
+/// What the inspected place should look like: the median good part as JPEG. A part that lies at an angle is shown as it
+/// lies, so that the picture compares with the frame.
+pub fn normal_jpeg(reference: &Reference, placement: &Placement) -> Result<Vec<u8>> {
+    let size = reference.size;
+    let encoded = if placement.crop().is_some() {
+        jpeg(&reference.rgb, size, image::ExtendedColorType::Rgb8)
+    } else {
+        let (turned, size) = as_it_lies(reference, placement);
+        jpeg(&turned, size, image::ExtendedColorType::Rgb8)
+    };
+    encoded.failed(|| "the reference picture cannot be encoded as JPEG")
+}
+
+/// The reference in the pose of a part, over the box of that part. Beyond the reference its edge continues.
+fn as_it_lies(reference: &Reference, placement: &Placement) -> (Vec<u8>, Size) {
+    let bounds = placement.bounds();
+    // not finer than the reference is
+    let step = (placement.extent().0 / f64::from(reference.size.width)).max(1.0);
+    let length = |l: u32| ((f64::from(l) / step).ceil() as u32).max(1);
+    let size = Size { width: length(bounds.width), height: length(bounds.height) };
+    let (w, h) = (reference.size.width as usize, reference.size.height as usize);
+    let mut out = vec![0u8; size.area() * 3];
+    for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
+        let (i, j) = (i as u32 % size.width, i as u32 / size.width);
+        let at = |v: u32, origin: i32| (f64::from(v) + 0.5) * step + f64::from(origin);
+        let (u, v) = placement.to_unit(at(i, bounds.x), at(j, bounds.y));
+        let x = (u * w as f64 - 0.5).clamp(0.0, (w - 1) as f64);
+        let y = (v * h as f64 - 0.5).clamp(0.0, (h - 1) as f64);
+        let (xi, yi) = ((x as usize).min(w.saturating_sub(2)), (y as usize).min(h.saturating_sub(2)));
+        let (fx, fy) = (x - xi as f64, y - yi as f64);
+        for (c, p) in pixel.iter_mut().enumerate() {
+            let at = |x: usize, y: usize| f64::from(reference.rgb[(y.min(h - 1) * w + x.min(w - 1)) * 3 + c]);
+            let top = at(xi, yi) + fx * (at(xi + 1, yi) - at(xi, yi));
+            let below = at(xi, yi + 1) + fx * (at(xi + 1, yi + 1) - at(xi, yi + 1));
+            *p = (top + fy * (below - top)).round() as u8;
+        }
+    }
+    (out, size)
+}
+
+/// The median good part with the outline of what is judged, as RGB: what a person looks at before trusting a mask.
+/// `mask` has the size `mask_size`; the picture is enlarged to be looked at.
+pub fn overview(reference: &Reference, mask: Option<&[u8]>, mask_size: Size) -> (Vec<u8>, Size) {
+    let longer = reference.size.width.max(reference.size.height).max(1);
+    let scale = (OVERVIEW_SIDE / longer).max(1);
+    let size = Size { width: reference.size.width * scale, height: reference.size.height * scale };
+    let judged = |x: u32, y: u32| {
+        let at = |v: u32, from: u32, to: u32| (u64::from(v) * u64::from(to) / u64::from(from)) as usize;
+        let (mx, my) = (at(x, size.width, mask_size.width), at(y, size.height, mask_size.height));
+        mask.is_none_or(|m| m.get(my * mask_size.width as usize + mx).is_none_or(|&v| v != 0))
+    };
+    let mut out = vec![0u8; size.area() * 3];
+    for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
+        let (x, y) = (i as u32 % size.width, i as u32 / size.width);
+        let from = ((y / scale) * reference.size.width + x / scale) as usize * 3;
+        let inside = judged(x, y);
+        let edge = [(2, 0), (0, 2)].iter().any(|&(dx, dy)| {
+            judged((x + dx).min(size.width - 1), (y + dy).min(size.height - 1)) != inside
+                || judged(x.saturating_sub(dx), y.saturating_sub(dy)) != inside
+        });
+        for (c, p) in pixel.iter_mut().enumerate() {
+            let v = reference.rgb[from + c];
+            // what is not judged is dimmed
+            *p = if inside { v } else { (f32::from(v) * 0.6) as u8 };
+        }
+        if edge {
+            pixel.copy_from_slice(&[255, 40, 40]);
+        }
+    }
+    (out, size)
 }
 
 /// The map as RGBA over the whole ROI: transparent where the part is normal, yellow at the threshold, red beyond it.
-pub fn heatmap_png(map: &AnomalyMap, crop: Crop, roi: Crop, threshold: f32) -> Result<Vec<u8>> {
+pub fn heatmap_png(map: &AnomalyMap, placement: &Placement, roi: Crop, threshold: f32) -> Result<Vec<u8>> {
     let size = Size { width: roi.width.div_ceil(HEATMAP_SCALE), height: roi.height.div_ceil(HEATMAP_SCALE) };
     heat_png(size, threshold, |column, row| {
         // centre of this pixel in the frame, then in the map
-        let x = (column * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.x - crop.x;
-        let y = (row * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + roi.y - crop.y;
-        if x < 0 || y < 0 || x >= crop.width as i32 || y >= crop.height as i32 {
+        let at = |i: u32, origin: i32| f64::from((i * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + origin);
+        let (u, v) = placement.to_unit(at(column, roi.x), at(row, roi.y));
+        if !(0.0..1.0).contains(&u) || !(0.0..1.0).contains(&v) {
             return None;
         }
-        let at = |v: i32, from: u32, to: u32| (v as u64 * u64::from(to) / u64::from(from)) as usize;
-        let (mx, my) = (at(x, crop.width, map.size.width), at(y, crop.height, map.size.height));
+        let cell = |v: f64, n: u32| ((v * f64::from(n)) as usize).min(n as usize - 1);
+        let (mx, my) = (cell(u, map.size.width), cell(v, map.size.height));
         Some(map.values[my * map.size.width as usize + mx])
     })
 }
@@ -95,11 +164,38 @@ mod tests {
         let map = AnomalyMap { size: Size { width: 2, height: 1 }, values: vec![0.0, 30.0] };
         let roi = Crop { x: 100, y: 0, width: 400, height: 200 };
         let crop = Crop { x: 200, y: 40, width: 80, height: 80 };
-        let png = heatmap_png(&map, crop, roi, 10.0).unwrap();
+        let png = heatmap_png(&map, &crop.into(), roi, 10.0).unwrap();
         let image = image::load_from_memory(&png).unwrap().into_rgba8();
         assert_eq!(image.dimensions(), (100, 50));
         assert_eq!(image.get_pixel(5, 5).0[3], 0);
         assert_eq!(image.get_pixel(28, 15).0[3], 0, "left half of the part is normal");
         assert_eq!(image.get_pixel(42, 15).0, [255, 0, 0, 190], "right half is far above the threshold");
+    }
+    /// A turned part: right in the map is down in the frame; the normal picture is turned the same way.
+    #[test]
+    fn pictures_of_a_turned_part_lie_as_it_lies() {
+        let map = AnomalyMap { size: Size { width: 2, height: 1 }, values: vec![0.0, 30.0] };
+        let roi = Crop { x: 0, y: 0, width: 400, height: 400 };
+        let p = Placement::turned([200.0, 200.0], std::f64::consts::FRAC_PI_2, 200.0, 100.0);
+        let image = image::load_from_memory(&heatmap_png(&map, &p, roi, 10.0).unwrap()).unwrap().into_rgba8();
+        assert_eq!(image.get_pixel(50, 35).0[3], 0);
+        assert_eq!(image.get_pixel(50, 65).0, [255, 0, 0, 190]);
+        let size = Size { width: 20, height: 10 };
+        let rgb: Vec<u8> = (0..200).flat_map(|i| if i % 20 < 10 { [0u8, 0, 0] } else { [250, 250, 250] }).collect();
+        let reference = Reference { size, luma: Vec::new(), rgb, mean: 0.0, deviation: 1.0 };
+        let (turned, size) = as_it_lies(&reference, &p);
+        assert_eq!((size.width, size.height), (10, 20));
+        assert!(turned[(2 * 10 + 5) * 3] < 10 && turned[(17 * 10 + 5) * 3] > 240);
+    }
+
+    #[test]
+    fn the_overview_shows_where_the_mask_ends() {
+        let size = Size { width: 32, height: 32 };
+        let reference = Reference { size, luma: vec![], rgb: vec![100; 32 * 32 * 3], mean: 0.0, deviation: 1.0 };
+        let mask: Vec<u8> = (0..64).map(|i| if i % 8 < 4 { 255 } else { 0 }).collect();
+        let (picture, size) = overview(&reference, Some(&mask), Size { width: 8, height: 8 });
+        assert_eq!((size.width, size.height), (768, 768));
+        let at = |x: usize| &picture[(300 * 768 + x) * 3..][..3];
+        assert_eq!((at(100), at(384), at(600)), (&[100u8, 100, 100][..], &[255, 40, 40][..], &[60, 60, 60][..]));
     }
 }

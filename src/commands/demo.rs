@@ -66,6 +66,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         trigger: Trigger::Presence,
         roi: None,
         mask: None,
+        mm_per_pixel: None,
         registration: RegistrationChoice::Auto,
         method: Method::Auto,
         budget_ms: None,

@@ -6,7 +6,7 @@ use crate::capture::Source;
 use crate::detect::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::judge::calibration::check_rate;
-use crate::model::{self, Method, Trigger};
+use crate::model::{self, Method, Trigger, check_scale};
 use crate::prepare::Roi;
 use crate::teach::{self, Candidate, Options, RegistrationChoice, Report, Variant};
 use std::path::PathBuf;
@@ -46,6 +46,9 @@ pub struct Arguments {
     /// PNG over the judged area: white is judged, black is not.
     #[arg(long, value_name = "PNG")]
     mask: Option<PathBuf>,
+    /// Millimetres of the part that a pixel of the source shows: anomalies then have areas in mm².
+    #[arg(long, value_name = "MM")]
+    mm_per_pixel: Option<f32>,
     /// Arithmetic of the network; a model runs at the precision it was taught with [default: int8 on a CPU with VNNI and on
     /// an NPU, else f32].
     #[arg(long, value_enum)]
@@ -73,12 +76,14 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             Error::usage(format!("budget \"{ms}\" is not a time")).hint("give milliseconds above 0 to --budget-ms")
         );
     }
+    check_scale(a.mm_per_pixel)?;
     let options = Options {
         good: a.good.iter().map(|s| Source::parse(s)).collect::<Result<_>>()?,
         name: a.name.unwrap_or_else(|| model::name_from(&a.out)),
         trigger: a.trigger,
         roi: a.roi,
         mask: a.mask,
+        mm_per_pixel: a.mm_per_pixel,
         registration: a.registration,
         method: a.method,
         budget_ms: a.budget_ms,
@@ -106,16 +111,16 @@ pub(super) fn text(r: &Report, out: &str) -> String {
     let mut lines = vec![
         format!("model \"{}\" taught from {} good parts in {:.1} s -> {out}", r.name, r.parts, r.teach_s),
         format!(
-            "  {}{} at input {}x{}, registration {:?}, on {} in {}",
+            "  {}{} at input {}x{}, on {} in {}",
             r.method.as_str(),
             if r.differing { " for parts that differ" } else { "" },
             r.input.width,
             r.input.height,
-            r.registration,
             r.device,
             r.precision.as_str()
         ),
         format!("  why: {}", r.why),
+        format!("  registration {}: {}", r.registration.as_str(), r.registration_why),
         format!(
             "  held-out scores of good parts {:.2} ± {:.2}, highest {:.2}; threshold {:.2}",
             r.held_out_mean, r.held_out_deviation, r.held_out_max, r.threshold

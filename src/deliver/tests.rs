@@ -29,7 +29,7 @@ pub(super) fn sample(n: u64) -> (Event, Spooled) {
         threshold: 1.5,
         verdict: Verdict::Reject,
         reasons: vec!["score above threshold".into()],
-        regions: vec![Region { x: 1, y: 2, w: 3, h: 4, score: 3.25 }],
+        regions: vec![Region { x: 1, y: 2, w: 3, h: 4, score: 3.25, area_px: 9.0, share: 1.0, area_mm2: Some(0.5) }],
         model: ModelId { name: "m".into(), version: "1".into(), sha256: "00".into() },
         device: "CPU".into(),
         precision: "int8".into(),

@@ -1,6 +1,7 @@
 //! The anomaly map at the frame's resolution, for comparison with pixel-precise truth and for pictures of the map.
 
 use crate::detect::AnomalyMap;
+use crate::prepare::placement::Placement;
 use crate::prepare::shrink::{Crop, Size};
 use std::sync::Arc;
 
@@ -8,33 +9,62 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct PlacedMap {
     map: Arc<AnomalyMap>,
-    crop: Crop,
+    placement: Placement,
 }
 
 impl PlacedMap {
-    /// `crop` is what was judged, in frame pixels; it may reach beyond the frame.
-    pub fn new(map: Arc<AnomalyMap>, crop: Crop) -> Self {
-        PlacedMap { map, crop }
+    /// `placement` is what was judged, in frame pixels; it may reach beyond the frame.
+    pub fn new(map: Arc<AnomalyMap>, placement: impl Into<Placement>) -> Self {
+        PlacedMap { map, placement: placement.into() }
     }
 
     /// The map's values, in the unit of the score, at each pixel of a frame of `size`, row by row: bilinear inside what was
     /// judged (pixel centres on pixel centres), 0 outside.
     pub fn in_frame(&self, size: Size) -> Vec<f32> {
-        let (map, crop) = (&*self.map, self.crop);
+        match self.placement.crop() {
+            Some(crop) => self.upright(crop, size),
+            None => self.turned(size),
+        }
+    }
+
+    /// Rows and columns of the frame are those of the map.
+    fn upright(&self, crop: Crop, size: Size) -> Vec<f32> {
         let mut out = vec![0.0; size.area()];
-        let columns = taps(crop.x, crop.width, size.width, map.size.width);
-        let width = map.size.width as usize;
-        for (y, row) in taps(crop.y, crop.height, size.height, map.size.height) {
-            let above = &map.values[row.first * width..][..width];
-            let below = &map.values[row.second * width..][..width];
+        let columns = taps(crop.x, crop.width, size.width, self.map.size.width);
+        for (y, row) in taps(crop.y, crop.height, size.height, self.map.size.height) {
             let line = &mut out[y * size.width as usize..][..size.width as usize];
             for &(x, column) in &columns {
-                let top = above[column.first] + (above[column.second] - above[column.first]) * column.share;
-                let bottom = below[column.first] + (below[column.second] - below[column.first]) * column.share;
-                line[x] = top + (bottom - top) * row.share;
+                line[x] = self.between(column, row);
             }
         }
         out
+    }
+
+    fn turned(&self, size: Size) -> Vec<f32> {
+        let mut out = vec![0.0; size.area()];
+        let bounds = self.placement.bounds();
+        let range = |origin: i32, length: u32, limit: u32| {
+            let end = (i64::from(origin) + i64::from(length)).clamp(0, i64::from(limit));
+            origin.max(0) as usize..end as usize
+        };
+        for y in range(bounds.y, bounds.height, size.height) {
+            for x in range(bounds.x, bounds.width, size.width) {
+                let (u, v) = self.placement.to_unit(x as f64 + 0.5, y as f64 + 0.5);
+                if (0.0..1.0).contains(&u) && (0.0..1.0).contains(&v) {
+                    let (column, row) = (Tap::at(u, self.map.size.width), Tap::at(v, self.map.size.height));
+                    out[y * size.width as usize + x] = self.between(column, row);
+                }
+            }
+        }
+        out
+    }
+
+    fn between(&self, column: Tap, row: Tap) -> f32 {
+        let width = self.map.size.width as usize;
+        let (above, below) = (&self.map.values[row.first * width..], &self.map.values[row.second * width..]);
+        let top = above[column.first] + (above[column.second] - above[column.first]) * column.share;
+        let bottom = below[column.first] + (below[column.second] - below[column.first]) * column.share;
+        top + (bottom - top) * row.share
     }
 }
 
@@ -46,16 +76,20 @@ struct Tap {
     share: f32,
 }
 
+impl Tap {
+    /// Where a place from 0 to 1 along the map falls between its `n` pixels.
+    fn at(place: f64, n: u32) -> Tap {
+        let u = (place * f64::from(n) - 0.5).clamp(0.0, f64::from(n - 1));
+        let first = u as usize;
+        Tap { first, second: (first + 1).min(n as usize - 1), share: (u - first as f64) as f32 }
+    }
+}
+
 /// For each frame pixel of one axis that lies inside the crop, where it falls in the map.
 fn taps(origin: i32, length: u32, frame: u32, map: u32) -> Vec<(usize, Tap)> {
-    let scale = f64::from(map) / f64::from(length.max(1));
     let end = (i64::from(origin) + i64::from(length)).clamp(0, i64::from(frame));
     (i64::from(origin.max(0))..end)
-        .map(|at| {
-            let u = (((at - i64::from(origin)) as f64 + 0.5) * scale - 0.5).clamp(0.0, f64::from(map - 1));
-            let first = u as usize;
-            (at as usize, Tap { first, second: (first + 1).min(map as usize - 1), share: (u - first as f64) as f32 })
-        })
+        .map(|at| (at as usize, Tap::at(((at - i64::from(origin)) as f64 + 0.5) / f64::from(length.max(1)), map)))
         .collect()
 }
 
@@ -94,6 +128,26 @@ mod tests {
             let inside = |at: i32, origin: i32, length: u32| at >= origin && at < origin + length as i32;
             for (i, &v) in out.iter().enumerate() {
                 prop_assert_eq!(v > 0.0, inside(i as i32 % 50, x, width) && inside(i as i32 / 50, y, height));
+            }
+        }
+    }
+
+    /// A part that lies at a right angle has the map of an upright one, turned.
+    #[test]
+    fn a_turned_map_lies_as_the_part_does() {
+        let map =
+            Arc::new(AnomalyMap { size: Size { width: 4, height: 2 }, values: (0..8).map(|v| v as f32).collect() });
+        let upright = PlacedMap::new(map.clone(), Crop { x: 2, y: 4, width: 8, height: 4 });
+        let turned = Placement::turned([6.0, 6.0], std::f64::consts::FRAC_PI_2, 8.0, 4.0);
+        let (a, b) = (
+            upright.in_frame(Size { width: 12, height: 12 }),
+            PlacedMap::new(map, turned).in_frame(Size { width: 12, height: 12 }),
+        );
+        for y in 0..12 {
+            for x in 0..12 {
+                // x of the map runs down, y of the map runs left
+                let wanted = a[x * 12 + y];
+                assert!((b[y * 12 + (11 - x)] - wanted).abs() < 1e-4, "{x} {y}: {} {wanted}", b[y * 12 + (11 - x)]);
             }
         }
     }

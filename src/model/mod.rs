@@ -12,9 +12,11 @@ use crate::detect::{Detector, Precision, backbone, head};
 use crate::error::{Context, Error, Result};
 use crate::event::ModelId;
 use crate::judge::Calibration;
+use crate::picture;
 use crate::prepare::light::Light;
 use crate::prepare::locate::Locator;
 use crate::prepare::register::Reference;
+use crate::prepare::rigid::Rigid;
 use crate::prepare::shrink::{Crop, KERNEL, Size};
 use crate::prepare::{Preparation, Registration, Roi};
 use crate::staging::{self, Staging};
@@ -30,6 +32,8 @@ const MANIFEST: &str = "model.toml";
 const NORMALITY: &str = "normality.safetensors";
 const CALIBRATION: &str = "calibration.json";
 const MASK: &str = "mask.png";
+const NORMAL: &str = "normal.png";
+const OVERVIEW: &str = "overview.png";
 
 /// When a frame becomes a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -94,6 +98,9 @@ struct Manifest {
     trigger: Trigger,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     roi: Option<Roi>,
+    /// Millimetres of the part that a source pixel shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mm_per_pixel: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     locator: Option<Locator>,
     detector: Vec<files::MemberEntry>,
@@ -130,6 +137,9 @@ struct Preprocessing {
     /// Mean and deviation of the reference picture.
     reference_mean: f32,
     reference_deviation: f32,
+    /// With registration rigid: what was learned about the pose of parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rigid: Option<Rigid>,
 }
 
 /// A taught part with the score that the model gave it: the parity check replays it.
@@ -165,6 +175,8 @@ pub struct Model {
     pub calibration: Calibration,
     /// Of the anomaly map's size, 0 where the map is ignored.
     pub mask: Option<Vec<u8>>,
+    /// Millimetres of the part that a source pixel shows, finite and above 0.
+    pub mm_per_pixel: Option<f32>,
     /// Network inputs with their scores.
     pub reference: Vec<(Vec<u8>, f32)>,
     /// Hex SHA-256 of model.toml; empty for a model that was not saved yet.
@@ -214,13 +226,17 @@ impl Model {
         if let Some(mask) = &self.mask {
             put(MASK, &files::gray_png(mask, head::map_size(self.detector.grid))?)?;
         }
+        let p = &self.preparation;
+        put(NORMAL, &files::rgb_png(&p.reference.rgb, p.input)?)?;
+        let (overview, size) =
+            picture::overview(&p.reference, self.mask.as_deref(), head::map_size(self.detector.grid));
+        put(OVERVIEW, &files::rgb_png(&overview, size)?)?;
         let mut reference = Vec::new();
         for (i, (pixels, score)) in self.reference.iter().enumerate() {
             let file = format!("reference/{i:02}.png");
-            put(&file, &files::rgb_png(pixels, self.preparation.input)?)?;
+            put(&file, &files::rgb_png(pixels, p.input)?)?;
             reference.push(ReferencePart { file, score: *score });
         }
-        let p = &self.preparation;
         let manifest = Manifest {
             schema: SCHEMA,
             name: self.name.clone(),
@@ -244,9 +260,11 @@ impl Model {
                 inset: self.inset,
                 reference_mean: p.reference.mean,
                 reference_deviation: p.reference.deviation,
+                rigid: p.rigid.clone(),
             },
             trigger: self.trigger,
             roi: self.roi,
+            mm_per_pixel: self.mm_per_pixel,
             locator: self.locator.clone(),
             detector: files::entries(&self.detector),
             reference,
@@ -336,6 +354,12 @@ impl Model {
             ),
             false => None,
         };
+        // packages made before there was a colour picture show the grey one
+        let rgb = match m.files.contains_key(NORMAL) {
+            true => files::read_rgb_png(&package.read(NORMAL)?, input).map_err(|e| package.damaged(NORMAL, e))?,
+            false => luma.iter().flat_map(|&v| [v; 3]).collect(),
+        };
+        check_extras(&m).map_err(|e| package.damaged(MANIFEST, e))?;
         let mut reference = Vec::new();
         for r in &m.reference {
             let pixels =
@@ -366,9 +390,11 @@ impl Model {
                 registration: m.preprocessing.registration,
                 light: m.preprocessing.light,
                 max_shift: m.preprocessing.max_shift,
+                rigid: m.preprocessing.rigid,
                 reference: Reference {
                     size: input,
                     luma,
+                    rgb,
                     mean: m.preprocessing.reference_mean,
                     deviation: m.preprocessing.reference_deviation,
                 },
@@ -376,9 +402,31 @@ impl Model {
             detector,
             calibration,
             mask,
+            mm_per_pixel: m.mm_per_pixel,
             reference,
             sha256: files::sha256(text.as_bytes()),
         })
+    }
+}
+
+/// Values that types alone do not keep sound.
+fn check_extras(m: &Manifest) -> Result<()> {
+    check_scale(m.mm_per_pixel)?;
+    match (m.preprocessing.registration, &m.preprocessing.rigid) {
+        (Registration::Rigid, None) => Err(Error::failed("registration \"rigid\" without [preprocessing.rigid]")),
+        (_, Some(rigid)) => rigid.validate(),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a scale that is no length.
+pub fn check_scale(mm_per_pixel: Option<f32>) -> Result<()> {
+    match mm_per_pixel {
+        Some(mm) if !(mm.is_finite() && mm > 0.0) => {
+            Err(Error::usage(format!("\"{mm}\" millimetres per pixel is no scale"))
+                .hint("give a positive number, for example --mm-per-pixel 0.05"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn light_is_matched_to_the_reference() {
         let size = Size { width: 16, height: 16 };
-        let reference = Reference { size, luma: vec![0; 256], mean: 120.0, deviation: 30.0 };
+        let reference = Reference { size, luma: vec![0; 256], rgb: Vec::new(), mean: 120.0, deviation: 30.0 };
         let mut pixels: Vec<u8> = (0..768u32).map(|i| 60 + (i * 37 % 50) as u8).collect();
         match_light(&mut pixels, &reference);
         let (mean, deviation) = statistics(&pixels);

@@ -4,14 +4,20 @@
 pub mod learn;
 pub mod light;
 pub mod locate;
+pub mod placement;
 pub mod register;
+pub mod rigid;
+pub mod segment;
 pub mod shrink;
+mod template;
 pub mod track;
 
 use crate::error::{Error, Result};
 use crate::frame::Frame;
 use light::{Light, Local};
+use placement::Placement;
 use register::{Reference, Registrar};
+use rigid::{Doubt, Matcher, Rigid};
 use serde::{Deserialize, Serialize};
 use shrink::{Crop, Shrinker, Size};
 
@@ -22,6 +28,19 @@ pub enum Registration {
     None,
     /// Phase correlation and a second crop by whole source pixels.
     Shift,
+    /// The part is found on its background and cut out upright, wherever and at whatever angle it lies.
+    Rigid,
+}
+
+impl Registration {
+    /// The word used on the command line and in packages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Registration::None => "none",
+            Registration::Shift => "shift",
+            Registration::Rigid => "rigid",
+        }
+    }
 }
 
 /// Everything between crop and network input, as kept in the model package.
@@ -32,16 +51,18 @@ pub struct Preparation {
     pub light: Light,
     /// Largest shift that registration may apply, as a fraction of the crop's size.
     pub max_shift: f32,
+    /// With [`Registration::Rigid`]: what was learned about the pose of parts.
+    pub rigid: Option<Rigid>,
     pub reference: Reference,
 }
 
 /// Where the prepared picture was really taken.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pose {
-    /// The crop after registration.
-    pub crop: Crop,
-    /// False when registration wanted to move further than it may.
-    pub within_range: bool,
+    /// Where the input was taken, after registration.
+    pub placement: Placement,
+    /// Why the pose is not to be trusted, if it is not.
+    pub doubt: Option<Doubt>,
 }
 
 /// Makes network inputs; keeps its scratch memory between frames.
@@ -49,18 +70,25 @@ pub struct Preparer {
     shrinker: Shrinker,
     registrar: Option<Registrar>,
     local: Local,
+    matcher: Option<Matcher>,
     luma: Vec<u8>,
 }
 
 impl Preparer {
     pub fn new(preparation: &Preparation) -> Result<Self> {
         let registrar = match preparation.registration {
-            Registration::None => None,
+            Registration::None | Registration::Rigid => None,
             Registration::Shift => Some(Registrar::new(&preparation.reference)?),
+        };
+        let matcher = match (preparation.registration, &preparation.rigid) {
+            (Registration::Rigid, Some(rigid)) => Some(Matcher::new(rigid, &preparation.reference)?),
+            (Registration::Rigid, None) => return Err(Error::failed("registration \"rigid\" has no taught pose")),
+            _ => None,
         };
         Ok(Preparer {
             shrinker: Shrinker::new(),
             registrar,
+            matcher,
             local: Local::default(),
             luma: vec![0; preparation.input.area()],
         })
@@ -72,8 +100,18 @@ impl Preparer {
 
     /// Fills `out` (`3 * input.area()` bytes, RGB) with the part at `crop`.
     pub fn prepare(&mut self, p: &Preparation, frame: &Frame, crop: Crop, out: &mut [u8]) -> Result<Pose> {
-        let pose = self.register(p, frame, crop)?;
-        self.shrinker.rgb(frame, pose.crop, p.input, out)?;
+        let pose = match self.matcher.as_mut() {
+            Some(matcher) => {
+                let found = matcher.cut_out(&mut self.shrinker, frame, crop, out)?;
+                tracing::trace!(frame = frame.seq, ?found, "registered");
+                Pose { placement: found.placement, doubt: found.doubt }
+            }
+            None => {
+                let (crop, doubt) = self.register(p, frame, crop)?;
+                self.shrinker.rgb(frame, crop, p.input, out)?;
+                Pose { placement: crop.into(), doubt }
+            }
+        };
         match p.light {
             Light::None => {}
             Light::Match => light::match_light(out, &p.reference),
@@ -82,30 +120,30 @@ impl Preparer {
         Ok(pose)
     }
 
-    fn register(&mut self, p: &Preparation, frame: &Frame, start: Crop) -> Result<Pose> {
-        let mut pose = Pose { crop: start, within_range: true };
-        let Some(registrar) = self.registrar.as_mut() else { return Ok(pose) };
+    /// Shift registration: the crop moved by whole pixels.
+    fn register(&mut self, p: &Preparation, frame: &Frame, start: Crop) -> Result<(Crop, Option<Doubt>)> {
+        let mut crop = start;
+        let Some(registrar) = self.registrar.as_mut() else { return Ok((crop, None)) };
         let limit_x = f64::from(p.max_shift) * f64::from(start.width);
         let limit_y = f64::from(p.max_shift) * f64::from(start.height);
         // the second round measures what the first one's whole-pixel step and the changed edges left over
         for _ in 0..2 {
-            self.shrinker.luma(frame, pose.crop, p.input, &mut self.luma)?;
+            self.shrinker.luma(frame, crop, p.input, &mut self.luma)?;
             let shift = registrar.measure(&self.luma)?;
             let dx = (shift.dx * f64::from(start.width) / f64::from(p.input.width)).round();
             let dy = (shift.dy * f64::from(start.height) / f64::from(p.input.height)).round();
             tracing::trace!(frame = frame.seq, ?shift, "registered");
-            let moved = pose.crop.shifted(dx as i32, dy as i32);
+            let moved = crop.shifted(dx as i32, dy as i32);
             if f64::from((moved.x - start.x).abs()) > limit_x || f64::from((moved.y - start.y).abs()) > limit_y {
                 // a correlation peak this far away is more likely wrong than right: the located pose is kept
-                pose.within_range = false;
-                break;
+                return Ok((crop, Some(Doubt { reason: "pose outside what was taught".into(), scorable: true })));
             }
-            pose.crop = moved;
+            crop = moved;
             if dx == 0.0 && dy == 0.0 {
                 break;
             }
         }
-        Ok(pose)
+        Ok((crop, None))
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Reference {
     pub size: Size,
     /// Luma, `size.area()` bytes.
     pub luma: Vec<u8>,
+    /// The median RGB picture, `3 * size.area()` bytes: what the place should look like, for people.
+    pub rgb: Vec<u8>,
     /// Mean over all pixels and channels of the median RGB picture, 0..255.
     pub mean: f32,
     /// Standard deviation over the same.
@@ -115,7 +117,7 @@ mod tests {
     #[test]
     fn the_sign_of_a_shift_is_the_direction_the_part_moved() {
         let size = Size { width: 112, height: 112 };
-        let reference = Reference { size, luma: picture(size, 0, 0), mean: 0.0, deviation: 1.0 };
+        let reference = Reference { size, luma: picture(size, 0, 0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
         let mut r = Registrar::new(&reference).unwrap();
         let s = r.measure(&picture(size, 5, -3)).unwrap();
         assert!((s.dx - 5.0).abs() < 0.3 && (s.dy + 3.0).abs() < 0.3, "{s:?}");
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn measuring_again_gives_the_same() {
         let size = Size { width: 128, height: 128 };
-        let reference = Reference { size, luma: picture(size, 0, 0), mean: 0.0, deviation: 1.0 };
+        let reference = Reference { size, luma: picture(size, 0, 0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
         let mut r = Registrar::new(&reference).unwrap();
         let first = r.measure(&picture(size, 5, -3)).unwrap();
         for _ in 0..50 {

@@ -12,7 +12,7 @@ use fast_image_resize as fr;
 use serde::{Deserialize, Serialize};
 
 /// Width and height of a network input or of any small picture, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Size {
     pub width: u32,
     pub height: u32,
@@ -25,7 +25,7 @@ impl Size {
 }
 
 /// A rectangle in source pixels; it may reach beyond the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Crop {
     pub x: i32,
     pub y: i32,

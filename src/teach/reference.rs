@@ -15,6 +15,8 @@ const WORTHWHILE: f32 = 0.95;
 pub(super) struct Built {
     pub picture: Reference,
     pub registration: Registration,
+    /// Why it is that one, for the report.
+    pub why: String,
     pub spread_before: f32,
     pub spread_after: f32,
     /// How alike the parts are: median correlation of their luma with the reference's, -1..1.
@@ -23,12 +25,18 @@ pub(super) struct Built {
 
 pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_shift: f32) -> Result<Built> {
     let plain = pictures(parts, size, None)?;
-    let picture = reference(&plain, size);
-    let spread_before = spread(&plain, &picture);
+    let picture = median_picture(&plain, size);
+    let spread_before = spread_of(&plain, &picture);
     if choice == RegistrationChoice::None {
         let likeness = likeness(&plain, &picture);
-        let spread_after = spread_before;
-        return Ok(Built { picture, registration: Registration::None, spread_before, spread_after, likeness });
+        return Ok(Built {
+            picture,
+            registration: Registration::None,
+            why: "as wanted".to_owned(),
+            spread_before,
+            spread_after: spread_before,
+            likeness,
+        });
     }
     // registered to the plain median first, then to the sharper median of the registered parts
     let mut shifted = picture.clone();
@@ -40,11 +48,12 @@ pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_
             registration: Registration::Shift,
             light: Light::None,
             max_shift,
+            rigid: None,
             reference: shifted,
         };
         let registered = pictures(parts, size, Some(&p))?;
-        shifted = reference(&registered, size);
-        spread_after = spread(&registered, &shifted);
+        shifted = median_picture(&registered, size);
+        spread_after = spread_of(&registered, &shifted);
         alike = likeness(&registered, &shifted);
     }
     let registration = match choice {
@@ -52,13 +61,19 @@ pub(super) fn build(parts: &[Part], size: Size, choice: RegistrationChoice, max_
         _ => Registration::Shift,
     };
     let (picture, likeness) = match registration {
-        Registration::None => {
+        Registration::Shift => (shifted, alike),
+        Registration::None | Registration::Rigid => {
             let likeness = likeness(&plain, &picture);
             (picture, likeness)
         }
-        Registration::Shift => (shifted, alike),
     };
-    Ok(Built { picture, registration, spread_before, spread_after, likeness })
+    let why = match choice {
+        RegistrationChoice::Auto => {
+            format!("moving good parts changes their spread from {spread_before:.2} to {spread_after:.2} grey levels")
+        }
+        _ => "as wanted".to_owned(),
+    };
+    Ok(Built { picture, registration, why, spread_before, spread_after, likeness })
 }
 
 /// RGB and luma of each part.
@@ -70,13 +85,14 @@ fn pictures(parts: &[Part], size: Size, p: Option<&Preparation>) -> Result<Vec<(
             |(preparer, shrinker), part| {
                 let mut rgb = vec![0; size.area() * 3];
                 let crop = match (p, preparer) {
-                    (Some(p), Some(Ok(preparer))) => preparer.prepare(p, &part.frame, part.crop, &mut rgb)?.crop,
-                    (Some(p), _) => Preparer::new(p)?.prepare(p, &part.frame, part.crop, &mut rgb)?.crop,
+                    (Some(p), Some(Ok(preparer))) => preparer.prepare(p, &part.frame, part.crop, &mut rgb)?.placement,
+                    (Some(p), _) => Preparer::new(p)?.prepare(p, &part.frame, part.crop, &mut rgb)?.placement,
                     (None, _) => {
                         shrinker.rgb(&part.frame, part.crop, size, &mut rgb)?;
-                        part.crop
+                        part.crop.into()
                     }
                 };
+                let crop = crop.bounds();
                 let mut luma = vec![0; size.area()];
                 shrinker.luma(&part.frame, crop, size, &mut luma)?;
                 Ok((rgb, luma))
@@ -85,7 +101,8 @@ fn pictures(parts: &[Part], size: Size, p: Option<&Preparation>) -> Result<Vec<(
         .collect()
 }
 
-fn reference(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Reference {
+/// The median of RGB and luma pictures.
+pub(super) fn median_picture(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Reference {
     let median = |n: usize, get: &(dyn Fn(usize, usize) -> u8 + Sync)| -> Vec<u8> {
         (0..n)
             .into_par_iter()
@@ -104,11 +121,11 @@ fn reference(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Reference {
     let rgb = median(size.area() * 3, &|k, i| pictures[k].0[i]);
     let luma = median(size.area(), &|k, i| pictures[k].1[i]);
     let (mean, deviation) = statistics(&rgb);
-    Reference { size, luma, mean, deviation }
+    Reference { size, luma, rgb, mean, deviation }
 }
 
 /// Mean absolute difference between the parts' luma and the reference's, after each part's light is matched.
-fn spread(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
+pub(super) fn spread_of(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
     let (rm, rd) = statistics(&reference.luma);
     let total: f64 = pictures
         .par_iter()
