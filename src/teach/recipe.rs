@@ -56,28 +56,27 @@ pub struct Recipe {
     pub members: Vec<MemberRecipe>,
 }
 
-/// A defect is small against a part that looks like the others: the maximum finds it.
-const ALIKE_PPCA: MemberRecipe =
-    MemberRecipe { kind: Kind::Ppca, cell: 1, standardise: false, usual: false, sigma: 1.5, tops: &[0.0] };
-const ALIKE_PATCHCORE: MemberRecipe =
-    MemberRecipe { kind: Kind::Patchcore, cell: 1, standardise: false, usual: false, sigma: 4.0, tops: &[0.01] };
-const DIFFERING_PPCA: MemberRecipe =
-    MemberRecipe { kind: Kind::Ppca, cell: 2, standardise: false, usual: true, sigma: 5.6, tops: &[0.0, 0.05] };
-const DIFFERING_PATCHCORE: MemberRecipe =
-    MemberRecipe { kind: Kind::Patchcore, cell: 2, standardise: true, usual: false, sigma: 5.6, tops: &[0.0, 0.05] };
+/// What all members do: distances over what is usual at the cell (a busy place must not outshout a calm one), lightly
+/// smoothed. docs/design/detector.md has what the alternatives gave.
+const PPCA: MemberRecipe =
+    MemberRecipe { kind: Kind::Ppca, cell: 1, standardise: false, usual: true, sigma: 1.5, tops: &[0.0] };
+/// Patches of 16 input pixels: what is as good as finer ones at a quarter of the cost, on parts that look alike.
+const COARSE: MemberRecipe =
+    MemberRecipe { kind: Kind::Patchcore, cell: 2, standardise: true, usual: true, sigma: 1.5, tops: &[0.01] };
+/// Parts that differ want fine patches for small defects and a broad mean of coarse ones for large ones.
+const FINE: MemberRecipe = MemberRecipe { cell: 1, ..COARSE };
+const BROAD: MemberRecipe = MemberRecipe { tops: &[0.05], ..COARSE };
 
 impl Recipe {
     /// The recipe of a method (not [`Method::Auto`]) for parts that are alike or that each differ.
     pub fn of(method: Method, differing: bool) -> Recipe {
-        let (ppca, patchcore, light) = match differing {
-            false => (ALIKE_PPCA, ALIKE_PATCHCORE, Light::Match),
-            true => (DIFFERING_PPCA, DIFFERING_PATCHCORE, Light::Local),
-        };
+        let patchcore: &[MemberRecipe] = if differing { &[FINE, BROAD] } else { &[COARSE] };
         let members = match method {
-            Method::Ppca => vec![ppca],
-            Method::Patchcore => vec![patchcore],
-            Method::MeanZ | Method::Auto => vec![ppca, patchcore],
+            Method::Ppca => vec![PPCA],
+            Method::Patchcore => patchcore.to_vec(),
+            Method::MeanZ | Method::Auto => [&[PPCA], patchcore].concat(),
         };
+        let light = if differing { Light::Local } else { Light::Match };
         Recipe { method, differing, light, members }
     }
 }
