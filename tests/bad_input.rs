@@ -341,7 +341,7 @@ fn package_with_nan() {
         let before = sum(&bytes);
         let head = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: Value = serde_json::from_slice(&bytes[8..8 + head]).unwrap();
-        let at = 8 + head + header["mean"]["data_offsets"][0].as_u64().unwrap() as usize + 4 * 5;
+        let at = 8 + head + header["0.mean"]["data_offsets"][0].as_u64().unwrap() as usize + 4 * 5;
         bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
         std::fs::write(&file, &bytes).unwrap();
         let manifest = m.join("model.toml");

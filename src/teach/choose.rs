@@ -26,10 +26,8 @@ const FOLDS: usize = 3;
 pub const MAX_PARTS: usize = 60;
 /// Synthetic defects count as found above this quantile of the held-out good scores.
 const FOUND_ABOVE: f64 = 0.95;
-/// AUROC by which a method must be better than the usual one to be preferred to it.
+/// AUROC by which another method than the usual one, or a smaller input, must be better to be preferred.
 const WORTHWHILE: f64 = 0.02;
-/// AUROC that is nearly as good.
-const NEARLY: f64 = 0.005;
 /// Pictures whose features are held at once.
 const BATCH: usize = 24;
 /// Pictures that are timed for a candidate's cost.
@@ -76,9 +74,8 @@ pub struct Pictures {
 /// Everything that is the same for all candidates.
 pub struct Setting<'a> {
     pub pictures: &'a Pictures,
-    /// Input sizes, ascending.
-    pub sizes: &'a [Size],
-    pub recipes: &'a [Recipe],
+    /// Input sizes, ascending, each with what is tried there.
+    pub sizes: &'a [(Size, Vec<Recipe>)],
     /// Reference for light matching: mean and deviation count.
     pub reference: &'a Reference,
     /// The judged area's mask at a map size.
@@ -95,18 +92,19 @@ struct MemberScores {
     ms: f64,
 }
 
-/// Tries every recipe at every size. Rows in the order sizes x recipes.
+/// Tries the recipes of every size. Rows in the order of sizes and recipes.
 pub fn compare(setting: &Setting<'_>, limits: &Limits, progress: Progress<'_>) -> Result<Vec<Candidate>> {
     let defects = synthesise(setting)?;
     let folds = folds(&setting.pictures.groups, FOLDS);
     let mut rows = Vec::new();
-    for (step, &size) in setting.sizes.iter().enumerate() {
+    for (step, (size, recipes)) in setting.sizes.iter().enumerate() {
+        let size = *size;
         progress("choice", step as u64, Some(setting.sizes.len() as u64));
         let mut backbone = Backbone::compile(&BackboneOptions { input: size, ..setting.backbone.clone() })?;
         let mut members: Vec<MemberScores> = Vec::new();
         for light in [Light::Match, Light::Local] {
             let mut wanted: Vec<MemberRecipe> = Vec::new();
-            for m in setting.recipes.iter().filter(|r| r.light == light).flat_map(|r| &r.members) {
+            for m in recipes.iter().filter(|r| r.light == light).flat_map(|r| &r.members) {
                 if !wanted.contains(m) {
                     wanted.push(*m);
                 }
@@ -116,7 +114,7 @@ pub fn compare(setting: &Setting<'_>, limits: &Limits, progress: Progress<'_>) -
             }
         }
         let network = time_network(&mut backbone)?;
-        for recipe in setting.recipes {
+        for recipe in recipes {
             let of = |m: &MemberRecipe| members.iter().find(|s| s.light == recipe.light && s.recipe == *m);
             let parts: Vec<&MemberScores> = recipe.members.iter().filter_map(of).collect();
             rows.push(candidate(recipe, size, &parts, setting.pictures.rgb.len(), network, limits));
@@ -126,24 +124,27 @@ pub fn compare(setting: &Setting<'_>, limits: &Limits, progress: Progress<'_>) -
 }
 
 /// The row to take. Synthetic defects are not real ones, so what is known of the methods comes first: for parts that are alike
-/// the position-wise Gaussian is best, for parts that differ the mean of both families, and another one is taken only where it
-/// is clearly better here. Among inputs that do nearly as well the smallest is taken.
+/// the position-wise Gaussian is best, for parts that differ the mean of both families, and another method is taken only where
+/// it is clearly better here. The largest input that is allowed is taken, unless a smaller one is clearly better: small real
+/// defects need pixels more than the synthetic ones do.
 pub fn pick(rows: &[Candidate], differing: bool) -> Result<&Candidate> {
     let allowed = || rows.iter().filter(|r| r.allowed);
-    let usual = |r: &Candidate| match differing {
-        false => r.method == Method::Ppca && !r.differing,
-        true => r.method == Method::MeanZ && r.differing,
+    let largest = allowed().map(|r| r.input.area()).max().unwrap_or_default();
+    let worth = |r: &Candidate| {
+        let unusual = if is_usual(r.method, r.differing, differing) { 0.0 } else { WORTHWHILE };
+        let smaller = if r.input.area() == largest { 0.0 } else { WORTHWHILE };
+        r.auroc - unusual - smaller
     };
-    let worth = |r: &Candidate| r.auroc - if usual(r) { 0.0 } else { WORTHWHILE };
-    let best = allowed().map(worth).fold(f64::NEG_INFINITY, f64::max);
-    allowed()
-        .filter(|r| worth(r) >= best - NEARLY)
-        .min_by(|a, b| (!usual(a), a.input.area()).cmp(&(!usual(b), b.input.area())).then(b.auroc.total_cmp(&a.auroc)))
-        .ok_or_else(|| {
-            let fastest = rows.iter().map(|r| r.ms).fold(f64::INFINITY, f64::min);
-            Error::usage(format!("no method fits the budget: the fastest takes {fastest:.1} ms on this machine"))
-                .hint("raise --budget-ms")
-        })
+    allowed().max_by(|a, b| worth(a).total_cmp(&worth(b))).ok_or_else(|| {
+        let fastest = rows.iter().map(|r| r.ms).fold(f64::INFINITY, f64::min);
+        Error::usage(format!("no method fits the budget: the fastest takes {fastest:.1} ms on this machine"))
+            .hint("raise --budget-ms")
+    })
+}
+
+/// Whether a method in one of its forms is the usual one for parts that differ or that do not.
+pub fn is_usual(method: Method, form: bool, differing: bool) -> bool {
+    form == differing && method == if differing { Method::MeanZ } else { Method::Ppca }
 }
 
 /// Six defects on each good picture, `[kind][picture]`.

@@ -10,8 +10,10 @@ use rayon::prelude::*;
 pub const VECTORS: usize = 1000;
 /// Patches that are looked at; of more, as many are drawn at random.
 const POOL: usize = 30_000;
-/// Dimensions of the projection.
+/// Dimensions of the projection, a multiple of [`LANES`].
 const PROJECTED: usize = 48;
+/// Numbers that are added side by side.
+const LANES: usize = 16;
 
 /// The bank of the parts `chosen`, from the cells where `judged` is true (all without it).
 pub fn bank(features: &Features, chosen: &[usize], judged: Option<&[bool]>, seed: u64) -> Result<Bank> {
@@ -51,13 +53,21 @@ fn project(patches: &[&[f32]], centre: &[f32], rng: &mut fastrand::Rng) -> Vec<f
     // sparse signs (Achlioptas 2003) would need fewer products; dense ones keep the loop simple, and this is not the hot path
     let signs: Vec<f32> = (0..c * PROJECTED).map(|_| if rng.bool() { 1.0 } else { -1.0 }).collect();
     let mut out = vec![0f32; patches.len() * PROJECTED];
-    out.par_chunks_mut(PROJECTED).zip(patches).for_each(|(out, patch)| {
-        for ((f, m), signs) in patch.iter().zip(centre).zip(signs.chunks_exact(PROJECTED)) {
-            let z = f - m;
-            out.iter_mut().zip(signs).for_each(|(o, s)| *o += z * s);
-        }
-    });
+    out.par_chunks_mut(PROJECTED).zip(patches).for_each(|(out, patch)| project_one(patch, centre, &signs, out));
     out
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn project_one(patch: &[f32], centre: &[f32], signs: &[f32], out: &mut [f32]) {
+    let mut sum = [0f32; PROJECTED];
+    let (signs, _) = signs.as_chunks::<PROJECTED>();
+    for (i, signs) in signs.iter().enumerate() {
+        let z = patch[i] - centre[i];
+        for lane in 0..PROJECTED {
+            sum[lane] += z * signs[lane];
+        }
+    }
+    out.copy_from_slice(&sum);
 }
 
 /// Each next one is the farthest from those taken.
@@ -79,18 +89,27 @@ fn k_center(points: &[f32], wanted: usize) -> Vec<usize> {
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn nearer(points: &[f32], from: &[f32; PROJECTED], nearest: &mut [f32]) -> usize {
     let (mut best, mut at) = (-1.0, 0);
-    for (i, (p, d)) in points.chunks_exact(PROJECTED).zip(nearest.iter_mut()).enumerate() {
-        let mut sum = [0f32; 16];
-        for k in 0..PROJECTED {
-            let z = p[k] - from[k];
-            sum[k % 16] += z * z;
+    let (points, _) = points.as_chunks::<PROJECTED>();
+    for (i, p) in points.iter().enumerate() {
+        let mut sum = [0f32; LANES];
+        for block in 0..PROJECTED / LANES {
+            for lane in 0..LANES {
+                let z = p[block * LANES + lane] - from[block * LANES + lane];
+                sum[lane] += z * z;
+            }
         }
-        let d2: f32 = sum.iter().sum();
-        if d2 < *d {
-            *d = d2;
+        // in halves: one sum after the other would wait for each
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                sum[lane] += sum[lane + half];
+            }
+            half /= 2;
         }
-        if *d > best {
-            (best, at) = (*d, i);
+        let d2 = if sum[0] < nearest[i] { sum[0] } else { nearest[i] };
+        nearest[i] = d2;
+        if d2 > best {
+            (best, at) = (d2, i);
         }
     }
     at

@@ -27,8 +27,14 @@ fn gram(features: &Features, position: usize) -> (DMatrix<f32>, DMatrix<f64>) {
     for mut column in x.column_iter_mut() {
         column -= &mean;
     }
-    let gram = x.tr_mul(&x).map(f64::from);
+    let gram = products(&x);
     (x, gram)
+}
+
+/// Products of all pairs of columns.
+fn products(x: &DMatrix<f32>) -> DMatrix<f64> {
+    // through an explicit transpose: the blocked product is several times as fast as one dot product after the other
+    (x.transpose() * x).map(f64::from)
 }
 
 /// The taught parts at one position, a column for each.
@@ -125,7 +131,7 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Ppca {
             for mut column in t.column_iter_mut() {
                 column -= &mean;
             }
-            let s = spectrum(&t.tr_mul(&t).map(f64::from), seed);
+            let s = spectrum(&products(&t), seed);
             let scale = (chosen.len() - 1) as f64;
             let directions = s
                 .values

@@ -121,6 +121,14 @@ impl Posed {
         Ok(Posed::unturned(built, self.why, self.left_out))
     }
 
+    /// The input that [`Posed::at`] would make.
+    pub(super) fn size_at(&self, parts: &[Part], side: f64) -> Size {
+        match &self.learned {
+            Some(learned) => fit_strip(&mut learned.rigid.clone(), &learned.found, side),
+            None => size_for(aspect_of(parts), side),
+        }
+    }
+
     fn rigid(learned: Box<Learned>, left_out: Vec<String>) -> Posed {
         let preparation = Preparation {
             input: learned.reference.size,

@@ -5,7 +5,7 @@ use super::mask::Judged;
 use super::parts::Part;
 use super::pose::Posed;
 use super::recipe::Recipe;
-use super::{Options, Progress, Variant, size_for};
+use super::{Options, Progress, Variant};
 use crate::detect::backbone::Options as BackboneOptions;
 use crate::error::Result;
 use crate::model::Method;
@@ -74,7 +74,9 @@ pub(super) fn choose(
         };
         return Ok(Chosen { recipe: Recipe::of(method, differing), side: cap, why, candidates: Vec::new() });
     }
+    // parts that are neither surely alike nor surely different are tried in both forms
     let forms: &[bool] = match posed.likeness {
+        l if l < ALIKE => &[true],
         l if l < SURELY_ALIKE => &[false, true],
         _ => &[false],
     };
@@ -88,16 +90,21 @@ pub(super) fn choose(
     let largest = posed.preparation.input;
     let rgb = prepared(&Preparation { light: Light::None, ..posed.preparation.clone() }, &seen)?;
     let pictures = Pictures { size: largest, rgb, groups: seen.iter().map(|p| p.group).collect() };
-    let aspect = f64::from(largest.width) / f64::from(largest.height);
-    let sizes: Vec<Size> = sides.iter().map(|&s| size_for(aspect, s)).collect();
-    let area = options.budget_ms.is_none().then(|| size_for(aspect, cap).area());
+    let area = options.budget_ms.is_none().then(|| posed.size_at(parts, cap).area());
     let limits = Limits { area, ms: options.budget_ms };
+    // beyond the variant's size the usual method is shown for comparison; nothing there can be chosen
+    let usual = |r: &Recipe| r.method == options.method || choose::is_usual(r.method, r.differing, differing);
+    let tried = |size: Size| -> Vec<Recipe> {
+        let all = area.is_none_or(|a| size.area() <= a);
+        recipes.iter().filter(|r| all || usual(r)).cloned().collect()
+    };
+    let sizes: Vec<(Size, Vec<Recipe>)> =
+        sides.iter().map(|&s| posed.size_at(parts, s)).map(|size| (size, tried(size))).collect();
     // a mask that leaves nothing at a small size leaves that size unmasked here; the final one is checked
     let at_size = |size: Size| judged.at(size, posed).ok().flatten();
     let setting = Setting {
         pictures: &pictures,
         sizes: &sizes,
-        recipes: &recipes,
         reference: &posed.preparation.reference,
         mask: &at_size,
         backbone: compiled.clone(),
@@ -112,7 +119,7 @@ pub(super) fn choose(
         best.input.height,
         best.found_mean * 100.0
     );
-    let side = sizes.iter().zip(sides).find(|(s, _)| **s == best.input).map_or(cap, |(_, side)| *side);
+    let side = sizes.iter().zip(sides).find(|((size, _), _)| *size == best.input).map_or(cap, |(_, side)| *side);
     Ok(Chosen { recipe: Recipe::of(best.method, best.differing), side, why, candidates })
 }
 
