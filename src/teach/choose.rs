@@ -26,8 +26,10 @@ const FOLDS: usize = 3;
 pub const MAX_PARTS: usize = 60;
 /// Synthetic defects count as found above this quantile of the held-out good scores.
 const FOUND_ABOVE: f64 = 0.95;
-/// AUROC by which another method than the usual one, or a smaller input, must be better to be preferred.
+/// AUROC by which another method than the usual one, or a smaller input, must be better to be preferred ...
 const WORTHWHILE: f64 = 0.02;
+/// ... and as a share of what is missing to 1.
+const WORTHWHILE_SHARE: f64 = 0.15;
 /// Pictures whose features are held at once.
 const BATCH: usize = 24;
 /// Pictures that are timed for a candidate's cost.
@@ -130,9 +132,11 @@ pub fn compare(setting: &Setting<'_>, limits: &Limits, progress: Progress<'_>) -
 pub fn pick(rows: &[Candidate], differing: bool) -> Result<&Candidate> {
     let allowed = || rows.iter().filter(|r| r.allowed);
     let largest = allowed().map(|r| r.input.area()).max().unwrap_or_default();
+    // where synthetic defects are hardly told from good parts, they hardly tell the methods from each other
+    let clearly = |r: &Candidate| WORTHWHILE.max(WORTHWHILE_SHARE * (1.0 - r.auroc));
     let worth = |r: &Candidate| {
-        let unusual = if is_usual(r.method, r.differing, differing) { 0.0 } else { WORTHWHILE };
-        let smaller = if r.input.area() == largest { 0.0 } else { WORTHWHILE };
+        let unusual = if is_usual(r.method, r.differing, differing) { 0.0 } else { clearly(r) };
+        let smaller = if r.input.area() == largest { 0.0 } else { clearly(r) };
         r.auroc - unusual - smaller
     };
     allowed().max_by(|a, b| worth(a).total_cmp(&worth(b))).ok_or_else(|| {
@@ -264,21 +268,18 @@ fn score_members(
         .iter()
         .zip(fitted)
         .map(|(recipe, f)| {
-            let normal =
-                recipe.usual.then(|| usual(&f.distances[..n].iter().collect::<Vec<_>>(), f.grid)).transpose()?;
+            let normal = usual(&f.distances[..n].iter().collect::<Vec<_>>(), f.grid, n, recipe.usual)?;
             let values = f
                 .distances
                 .par_iter()
-                .map_init(Head::new, |head, d| {
-                    term_values(head, recipe, d, normal.as_deref(), f.grid, map, mask.as_deref())
-                })
+                .map_init(Head::new, |head, d| term_values(head, recipe, d, &normal, f.grid, map, mask.as_deref()))
                 .collect::<Result<_>>()?;
             let zeros = vec![0f32; f.grid.area() * backbone.channels()];
             let lap = Instant::now();
             let mut head = Head::new();
             for _ in 0..TIMED {
                 let d = distances(&f.folds[0], f.grid, &zeros);
-                term_values(&mut head, recipe, &d, normal.as_deref(), f.grid, map, mask.as_deref())?;
+                term_values(&mut head, recipe, &d, &normal, f.grid, map, mask.as_deref())?;
             }
             let ms = lap.elapsed().as_secs_f64() * 1e3 / TIMED as f64;
             Ok(MemberScores { recipe: *recipe, light, values, ms })

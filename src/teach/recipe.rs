@@ -38,8 +38,9 @@ pub struct MemberRecipe {
     /// 1 or 2: cells of the network's grid that become one.
     pub cell: u32,
     pub standardise: bool,
-    /// Divide the distances by the held-out mean map.
-    pub usual: bool,
+    /// Divide the distances by the held-out mean map. Of so many parts half of the map's shape is believed, of n parts
+    /// n / (n + this), and the rest is its mean: few parts make a map that is itself noise.
+    pub usual: f32,
     /// Smoothing, map pixels.
     pub sigma: f32,
     /// Shares of the map whose means are scored; 0 is the maximum.
@@ -59,10 +60,10 @@ pub struct Recipe {
 /// What all members do: distances over what is usual at the cell (a busy place must not outshout a calm one), lightly
 /// smoothed. docs/design/detector.md has what the alternatives gave.
 const PPCA: MemberRecipe =
-    MemberRecipe { kind: Kind::Ppca, cell: 1, standardise: false, usual: true, sigma: 1.5, tops: &[0.0] };
+    MemberRecipe { kind: Kind::Ppca, cell: 1, standardise: false, usual: 70.0, sigma: 1.5, tops: &[0.0] };
 /// Patches of 16 input pixels: what is as good as finer ones at a quarter of the cost, on parts that look alike.
 const COARSE: MemberRecipe =
-    MemberRecipe { kind: Kind::Patchcore, cell: 2, standardise: true, usual: true, sigma: 1.5, tops: &[0.01] };
+    MemberRecipe { kind: Kind::Patchcore, cell: 2, standardise: true, usual: 0.0, sigma: 1.5, tops: &[0.01] };
 /// Parts that differ want fine patches for small defects and a broad mean of coarse ones for large ones.
 const FINE: MemberRecipe = MemberRecipe { cell: 1, ..COARSE };
 const BROAD: MemberRecipe = MemberRecipe { tops: &[0.05], ..COARSE };
@@ -153,8 +154,8 @@ pub fn judged_cells(mask: Option<&[u8]>, map: Size, grid: Size) -> Option<Vec<bo
     Some((0..grid.area()).map(|i| judged(i % grid.width as usize, i / grid.width as usize)).collect())
 }
 
-/// What is usual at each cell: the mean of held-out distances, smoothed.
-pub fn usual(distances: &[&Vec<f32>], grid: Size) -> Result<Vec<f32>> {
+/// What is usual at each cell: the mean of held-out distances of so many parts, smoothed, see [`MemberRecipe::usual`].
+pub fn usual(distances: &[&Vec<f32>], grid: Size, parts: usize, half: f32) -> Result<Vec<f32>> {
     let mut mean = vec![0f32; grid.area()];
     for d in distances {
         mean.iter_mut().zip(d.iter()).for_each(|(m, d)| *m += d / distances.len() as f32);
@@ -167,7 +168,9 @@ pub fn usual(distances: &[&Vec<f32>], grid: Size) -> Result<Vec<f32>> {
         .map_err(|e| crate::error::Error::failed("usual map cannot be smoothed").because(e))?;
     let values = smooth.data_typed::<f32>().map_err(|e| crate::error::Error::failed("usual map").because(e))?;
     let floor = (USUAL_FLOOR * values.iter().sum::<f32>() / values.len().max(1) as f32).max(f32::MIN_POSITIVE);
-    Ok(values.iter().map(|v| v.max(floor)).collect())
+    let believed = parts as f32 / (parts as f32 + half);
+    let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
+    Ok(values.iter().map(|v| (believed * v + (1.0 - believed) * mean).max(floor)).collect())
 }
 
 /// What each term of a member makes of a picture's distances, before weights: `[term]`.
@@ -175,20 +178,13 @@ pub fn term_values(
     head: &mut Head,
     member: &MemberRecipe,
     distances: &[f32],
-    usual: Option<&[f32]>,
+    usual: &[f32],
     grid: Size,
     map: Size,
     mask: Option<&[u8]>,
 ) -> Result<Vec<f32>> {
-    let relative: Vec<f32>;
-    let distances = match usual {
-        Some(u) => {
-            relative = distances.iter().zip(u).map(|(d, u)| d / u).collect();
-            relative.as_slice()
-        }
-        None => distances,
-    };
-    let map = head.smooth(distances, grid, map, member.sigma, mask)?;
+    let relative: Vec<f32> = distances.iter().zip(usual).map(|(d, u)| d / u).collect();
+    let map = head.smooth(&relative, grid, map, member.sigma, mask)?;
     let mut scratch = Vec::new();
     Ok(member.tops.iter().map(|&t| highest(&map.values, t, &mut scratch)).collect())
 }
@@ -223,16 +219,17 @@ pub fn fit(
     let several = recipe.members.iter().map(|m| m.tops.len()).sum::<usize>() > 1;
     let mut scores = vec![0f32; all.len()];
     let mut members = Vec::new();
+    let parts = counted.iter().filter(|c| **c).count();
     let terms: usize = recipe.members.iter().map(|m| m.tops.len()).sum();
     for m in &recipe.members {
         let view = m.view(features);
         let viewed = features.viewed(view);
         let judged = judged_cells(mask, map, viewed.grid);
         let held_out = m.held_out(&viewed, folds, judged.as_deref(), seed)?;
-        let normal = m.usual.then(|| usual(&held_out.iter().collect::<Vec<_>>(), viewed.grid)).transpose()?;
+        let normal = usual(&held_out.iter().collect::<Vec<_>>(), viewed.grid, parts, m.usual)?;
         let values: Vec<Vec<f32>> = held_out
             .par_iter()
-            .map_init(Head::new, |head, d| term_values(head, m, d, normal.as_deref(), viewed.grid, map, mask))
+            .map_init(Head::new, |head, d| term_values(head, m, d, &normal, viewed.grid, map, mask))
             .collect::<Result<_>>()?;
         let weighted = (0..m.tops.len())
             .map(|t| {
@@ -247,7 +244,7 @@ pub fn fit(
         members.push(Member {
             view,
             family: m.fit(&viewed, &all, judged.as_deref(), seed)?,
-            usual: normal,
+            usual: Some(normal),
             sigma: m.sigma,
             terms: weighted,
         });
