@@ -48,6 +48,9 @@ const SIZE_TOLERANCE: f32 = 0.2;
 /// The parity check accepts scores that differ by this share of the threshold.
 const PARITY_TOLERANCE: f32 = 0.02;
 
+/// Where a rejected part's map nowhere reaches the threshold, regions are cut at this share of its maximum.
+const REGION_SHARE: f32 = 0.8;
+
 /// What a line needs to know.
 pub struct Line<'a> {
     pub name: &'a str,
@@ -91,6 +94,9 @@ pub struct Judged {
     pub placement: Placement,
     pub roi: Crop,
     pub threshold: f32,
+    /// The map value from which on a place counts as anomalous: the threshold, or less where the score is made of more than
+    /// one place and none reaches it.
+    pub level: f32,
     /// The median good part.
     reference: Arc<Reference>,
 }
@@ -100,7 +106,7 @@ impl Judged {
     pub fn pictures(&self) -> Result<Pictures> {
         Ok(Pictures {
             frame_jpeg: picture::frame_jpeg(&self.frame, self.roi)?,
-            heatmap_png: picture::heatmap_png(&self.map, &self.placement, self.roi, self.threshold)?,
+            heatmap_png: picture::heatmap_png(&self.map, &self.placement, self.roi, self.level)?,
             normal_jpeg: Some(picture::normal_jpeg(&self.reference, &self.placement)?),
         })
     }
@@ -479,8 +485,10 @@ impl<'a> Judge<'a> {
             reasons.insert(0, "score above threshold".into());
         }
         let size = (frame.width(), frame.height());
+        let highest = map.max();
+        let level = if verdict == Verdict::Reject && highest <= threshold { REGION_SHARE * highest } else { threshold };
         let found = match verdict {
-            Verdict::Reject => regions(&map, threshold, &flight.placement, size, model.mm_per_pixel)?,
+            Verdict::Reject => regions(&map, level, &flight.placement, size, model.mm_per_pixel)?,
             _ => Vec::new(),
         };
         let inspection = Inspection {
@@ -509,6 +517,7 @@ impl<'a> Judge<'a> {
             placement: flight.placement,
             roi: flight.roi,
             threshold,
+            level,
             frame,
             reference: self.reference.clone(),
         };

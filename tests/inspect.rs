@@ -244,7 +244,8 @@ fn the_heatmap_peaks_in_the_regions() {
         if regions.is_empty() {
             continue;
         }
-        assert!(peak.0[3] > 150, "part {part}: there is a peak");
+        // what lies at the threshold has this much colour
+        assert!(peak.0[3] >= 100, "part {part}: there is a peak");
         assert!(regions.iter().any(|g| inside(*g, x, y)), "part {part}: peak {x},{y} of {regions:?}");
         let hot = heat.enumerate_pixels().filter(|(_, _, p)| p.0[3] == 190);
         for (x, y, _) in hot {

@@ -58,7 +58,8 @@ fn set(name: &str, n: usize, looks: &[Look]) -> (PathBuf, PathBuf) {
     for folder in [&good, &bad] {
         std::fs::create_dir_all(folder).unwrap();
     }
-    let mut rng = fastrand::Rng::with_seed(11);
+    // other names are other parts
+    let mut rng = fastrand::Rng::with_seed(name.bytes().map(u64::from).sum());
     for i in 0..n {
         plate(&mut rng, looks[i % looks.len()]).save(good.join(format!("{i:02}.png"))).unwrap();
     }

@@ -1,5 +1,6 @@
 //! What of a part is judged: all of it, what the user's mask leaves, or what was learned to be part.
 
+use super::Options;
 use super::parts::Part;
 use super::pose::Posed;
 use crate::detect::backbone::STRIDE;
@@ -18,15 +19,15 @@ pub(super) enum Judged {
 }
 
 impl Judged {
-    pub(super) fn new(path: Option<&Path>, posed: &Posed, parts: &[Part]) -> Result<Judged> {
-        let Some(path) = path else {
+    pub(super) fn new(options: &Options, posed: &Posed, parts: &[Part]) -> Result<Judged> {
+        let Some(path) = options.mask.as_deref() else {
             return Ok(if posed.learned.is_some() { Judged::Learned } else { Judged::All });
         };
         let judged = match &posed.learned {
             Some(l) => [l.rigid.strip[2].round() as u32, l.rigid.strip[3].round() as u32],
             None => [parts[0].crop.width, parts[0].crop.height],
         };
-        let input = posed.preparation.input;
+        let input = posed.size_at(parts, options.variant.side());
         let map = map_size(Size { width: input.width / STRIDE, height: input.height / STRIDE });
         load(path, judged, map).map(Judged::Given)
     }

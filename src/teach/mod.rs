@@ -189,7 +189,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
     let sides = select::candidate_sides(&parts, options);
     let largest = sides.last().copied().unwrap_or(options.variant.side());
     let mut posed = Posed::find(&mut parts, options, largest)?;
-    let judged = mask::Judged::new(options.mask.as_deref(), &posed, &parts)?;
+    let judged = mask::Judged::new(options, &posed, &parts)?;
     next(&mut stages.reference);
 
     let compiled = BackboneOptions {

@@ -5,13 +5,16 @@ use super::parts::Part;
 use crate::error::Result;
 use crate::prepare::light::Light;
 use crate::prepare::register::{Reference, statistics};
-use crate::prepare::shrink::{Shrinker, Size};
+use crate::prepare::shrink::{Crop, Shrinker, Size};
 use crate::prepare::{Preparation, Preparer, Registration};
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Registration must bring parts this much closer to their median to be worth its time.
 const WORTHWHILE: f32 = 0.95;
 
+/// More good parts than this share that would be moved too far: what is measured is not their shift.
+const MOST_ASTRAY: f32 = 0.05;
 /// Parts that the median is taken over; of more, as many are taken evenly. More make it no sharper.
 const MOST: usize = 32;
 
@@ -28,82 +31,89 @@ pub(super) struct Built {
 
 pub(super) fn build(all: &[Part], size: Size, choice: RegistrationChoice, max_shift: f32) -> Result<Built> {
     let parts: Vec<&Part> = all.iter().step_by(all.len().div_ceil(MOST)).collect();
-    let parts = parts.as_slice();
-    let plain = pictures(parts, size, None)?;
-    let picture = median_picture(&plain, size);
-    let spread_before = spread_of(&plain, &picture);
-    if choice == RegistrationChoice::None {
-        let likeness = likeness(&plain, &picture);
-        return Ok(Built {
-            picture,
-            registration: Registration::None,
-            why: "as wanted".to_owned(),
-            spread_before,
-            spread_after: spread_before,
-            likeness,
-        });
-    }
-    // registered to the plain median first, then to the sharper median of the registered parts
-    let mut shifted = picture.clone();
-    let mut spread_after = spread_before;
-    let mut alike = 0.0;
-    for _ in 0..2 {
-        let p = Preparation {
-            input: size,
-            registration: Registration::Shift,
-            light: Light::None,
-            max_shift,
-            rigid: None,
-            reference: shifted,
-        };
-        let registered = pictures(parts, size, Some(&p))?;
-        shifted = median_picture(&registered, size);
-        spread_after = spread_of(&registered, &shifted);
-        alike = likeness(&registered, &shifted);
-    }
-    let registration = match choice {
-        RegistrationChoice::Auto if spread_after > WORTHWHILE * spread_before => Registration::None,
-        _ => Registration::Shift,
+    let (registration, why) = match choice {
+        RegistrationChoice::Auto => decide(&parts, size, max_shift)?,
+        RegistrationChoice::None => (Registration::None, "as wanted".to_owned()),
+        RegistrationChoice::Shift | RegistrationChoice::Rigid => (Registration::Shift, "as wanted".to_owned()),
     };
-    let (picture, likeness) = match registration {
-        Registration::Shift => (shifted, alike),
-        Registration::None | Registration::Rigid => {
-            let likeness = likeness(&plain, &picture);
-            (picture, likeness)
-        }
+    let (plain, _) = pictures(&parts, size, None)?;
+    let median = median_picture(&plain, size);
+    let spread_before = spread_of(&plain, &median);
+    let (pictures, picture) = match registration {
+        Registration::Shift => registered(&parts, median, max_shift)?,
+        Registration::None | Registration::Rigid => (plain, median),
     };
-    let why = match choice {
-        RegistrationChoice::Auto => {
-            format!("moving good parts changes their spread from {spread_before:.2} to {spread_after:.2} grey levels")
-        }
-        _ => "as wanted".to_owned(),
-    };
+    let (spread_after, likeness) = (spread_of(&pictures, &picture), likeness(&pictures, &picture));
     Ok(Built { picture, registration, why, spread_before, spread_after, likeness })
 }
 
-/// RGB and luma of each part.
-fn pictures(parts: &[&Part], size: Size, p: Option<&Preparation>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    parts
+/// Whether moving brings parts closer to a median that was made of others. A part's own trace in the median would draw it to
+/// where it is, and parts that each differ would seem to register well.
+fn decide(parts: &[&Part], size: Size, max_shift: f32) -> Result<(Registration, String)> {
+    let half = |first: usize| parts.iter().skip(first).step_by(2).copied().collect::<Vec<&Part>>();
+    let (seen, unseen) = (half(0), half(1));
+    let median = median_picture(&pictures(&seen, size, None)?.0, size);
+    let before = spread_of(&pictures(&unseen, size, None)?.0, &median);
+    let (_, reference) = registered(&seen, median, max_shift)?;
+    let (moved, astray) = pictures(&unseen, size, Some(&shifting(reference.clone(), max_shift)))?;
+    let after = spread_of(&moved, &reference);
+    let mut why = format!("moving good parts changes their spread from {before:.2} to {after:.2} grey levels");
+    if astray > 0 {
+        why += &format!(", {astray} of {} would be moved further than is allowed", unseen.len());
+    }
+    let shift = after <= WORTHWHILE * before && astray as f32 <= MOST_ASTRAY * unseen.len() as f32;
+    Ok((if shift { Registration::Shift } else { Registration::None }, why))
+}
+
+/// Parts registered to their plain median first, then to the sharper median of the registered parts.
+fn registered(parts: &[&Part], median: Reference, max_shift: f32) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, Reference)> {
+    let size = median.size;
+    let (first, _) = pictures(parts, size, Some(&shifting(median, max_shift)))?;
+    let (second, _) = pictures(parts, size, Some(&shifting(median_picture(&first, size), max_shift)))?;
+    let reference = median_picture(&second, size);
+    Ok((second, reference))
+}
+
+fn shifting(reference: Reference, max_shift: f32) -> Preparation {
+    Preparation {
+        input: reference.size,
+        registration: Registration::Shift,
+        light: Light::None,
+        max_shift,
+        rigid: None,
+        reference,
+    }
+}
+
+/// RGB and luma of each part, and how many parts' poses are doubted.
+fn pictures(parts: &[&Part], size: Size, p: Option<&Preparation>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, usize)> {
+    let doubted = AtomicUsize::new(0);
+    let pictures = parts
         .par_iter()
         .map_init(
             || (p.map(Preparer::new), Shrinker::new()),
             |(preparer, shrinker), part| {
                 let mut rgb = vec![0; size.area() * 3];
+                let mut prepared = |preparer: &mut Preparer, p: &Preparation| -> Result<Crop> {
+                    let pose = preparer.prepare(p, &part.frame, part.crop, &mut rgb)?;
+                    doubted.fetch_add(usize::from(pose.doubt.is_some()), Relaxed);
+                    Ok(pose.placement.bounds())
+                };
                 let crop = match (p, preparer) {
-                    (Some(p), Some(Ok(preparer))) => preparer.prepare(p, &part.frame, part.crop, &mut rgb)?.placement,
-                    (Some(p), _) => Preparer::new(p)?.prepare(p, &part.frame, part.crop, &mut rgb)?.placement,
+                    (Some(p), Some(Ok(preparer))) => prepared(preparer, p)?,
+                    (Some(p), _) => prepared(&mut Preparer::new(p)?, p)?,
                     (None, _) => {
                         shrinker.rgb(&part.frame, part.crop, size, &mut rgb)?;
-                        part.crop.into()
+                        part.crop
                     }
                 };
-                let crop = crop.bounds();
                 let mut luma = vec![0; size.area()];
                 shrinker.luma(&part.frame, crop, size, &mut luma)?;
                 Ok((rgb, luma))
             },
         )
-        .collect()
+        .collect::<Result<_>>()?;
+    Ok((pictures, doubted.into_inner()))
 }
 
 /// The median of RGB and luma pictures.
