@@ -1,10 +1,10 @@
 //! The head: from a picture's features to an anomaly map and a score, by what teaching learned (a [`Detector`]).
 //!
-//! A detector has one member (`ppca` or `patchcore`) or both (`mean-z`). Each member gives every grid cell a distance; the
-//! distances, divided by what is usual there where parts differ, are enlarged and smoothed to the member's map. The score is a
+//! A detector has one member or several, of one family or both (see `teach::recipe`). Each member gives every grid cell a
+//! distance; the distances, divided by what is usual there, are enlarged and smoothed to the member's map. The score is a
 //! weighted sum of each map's maximum or mean of its highest values; the weights are 1 / (count x deviation among held-out
 //! good parts), so that the score of several terms is the mean of their z-scores plus a constant. The map is the members'
-//! maps with the same weights. One member with one term has weight 1: its score is the map's maximum.
+//! maps with the same weights. One member with one term has weight 1.
 
 use crate::detect::patchcore::{Bank, Search};
 use crate::detect::ppca::Ppca;
@@ -33,7 +33,7 @@ pub struct Detector {
 pub struct Member {
     pub view: View,
     pub family: Family,
-    /// What is usual at each cell of the view's grid: distances are divided by it. For parts that each differ.
+    /// What is usual at each cell of the view's grid, from held-out parts: distances are divided by it.
     pub usual: Option<Vec<f32>>,
     /// Smoothing of the map, map pixels.
     pub sigma: f32,

@@ -49,7 +49,7 @@ pub enum Trigger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// What finds most synthetic defects on held-out parts.
+    /// The usual method for how alike the parts are, unless another finds clearly more synthetic defects on held-out parts.
     Auto,
     /// Position-wise low-rank Gaussian: parts that show the same place at the same position.
     Ppca,
