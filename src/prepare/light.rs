@@ -3,7 +3,7 @@
 use super::register::{Reference, statistics};
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
-use opencv::core::{BORDER_REFLECT_101, Mat};
+use opencv::core::{BORDER_REFLECT_101, CV_32F, Mat};
 use opencv::imgproc;
 use opencv::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -44,56 +44,87 @@ pub fn match_light(rgb: &mut [u8], reference: &Reference) {
     }
 }
 
-/// Scratch memory of [`Local::apply`].
+/// Local contrast normalisation; keeps its scratch memory between pictures.
 #[derive(Default)]
 pub struct Local {
-    mean: Mat,
-    square: Mat,
+    /// Sums of luma and of its square over coarse pixels, then their means over the surroundings.
+    means: Mat,
+    squares: Mat,
     smooth: Mat,
+    gain: Mat,
+    offset: Mat,
 }
 
 impl Local {
-    /// Brings each place of an RGB picture to the same mean and contrast over its surroundings. Colours keep their distance
-    /// from grey.
+    /// Brings each place of an RGB picture (sides that are multiples of 4) to the same mean and contrast over its
+    /// surroundings. Colours keep their distance from grey.
     pub fn apply(&mut self, rgb: &mut [u8], size: Size) -> Result<()> {
-        let luma: Vec<f32> = rgb
-            .chunks_exact(3)
-            .map(|p| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]))
-            .collect();
-        let mut mean = std::mem::take(&mut self.mean);
-        self.surroundings(&luma, size, &mut mean)?;
-        let local = mean.data_typed::<f32>().failed(|| "light: local mean")?;
-        let squares: Vec<f32> = luma.iter().zip(local).map(|(l, m)| (l - m) * (l - m)).collect();
-        let mut square = std::mem::take(&mut self.square);
-        self.surroundings(&squares, size, &mut square)?;
-        let variance = square.data_typed::<f32>().failed(|| "light: local contrast")?;
-        for ((p, m), v) in rgb.chunks_exact_mut(3).zip(local).zip(variance) {
-            let gain = DEVIATION / (v.max(0.0).sqrt() + FLAT);
-            for c in p {
-                *c = ((f32::from(*c) - m) * gain + MEAN).round().clamp(0.0, 255.0) as u8;
-            }
+        let (w, h) = ((size.width / COARSE) as i32, (size.height / COARSE) as i32);
+        let zero = opencv::core::Scalar::all(0.0);
+        for m in [&mut self.means, &mut self.squares] {
+            *m = Mat::new_rows_cols_with_default(h, w, CV_32F, zero).failed(|| "light: picture size")?;
         }
-        (self.mean, self.square) = (mean, square);
+        let pixels = |m: &'static str| move || format!("light: {m}");
+        sums(
+            rgb,
+            size.width as usize,
+            self.means.data_typed_mut().failed(pixels("mean"))?,
+            self.squares.data_typed_mut().failed(pixels("contrast"))?,
+        );
+        let sigma = SURROUNDINGS * (size.area() as f64).sqrt() / f64::from(COARSE);
+        for m in [&mut self.means, &mut self.squares] {
+            let any = opencv::core::Size::new(0, 0);
+            imgproc::gaussian_blur(m, &mut self.smooth, any, sigma, sigma, BORDER_REFLECT_101)
+                .failed(pixels("surroundings"))?;
+            std::mem::swap(m, &mut self.smooth);
+        }
+        // what is done to a pixel is one gain and one offset, which change as slowly as the surroundings do
+        let means = self.means.data_typed_mut::<f32>().failed(pixels("mean"))?;
+        let squares = self.squares.data_typed_mut::<f32>().failed(pixels("contrast"))?;
+        for (mean, square) in means.iter_mut().zip(squares) {
+            let gain = DEVIATION / ((*square - *mean * *mean).max(0.0).sqrt() + FLAT);
+            (*square, *mean) = (gain, MEAN - *mean * gain);
+        }
+        let full = opencv::core::Size::new(size.width as i32, size.height as i32);
+        for (from, to) in [(&self.squares, &mut self.gain), (&self.means, &mut self.offset)] {
+            imgproc::resize(from, to, full, 0.0, 0.0, imgproc::INTER_LINEAR).failed(pixels("enlarging"))?;
+        }
+        let gain = self.gain.data_typed::<f32>().failed(pixels("gain"))?;
+        let offset = self.offset.data_typed::<f32>().failed(pixels("offset"))?;
+        change(rgb, gain, offset);
         Ok(())
     }
+}
 
-    /// Means over the surroundings of each place.
-    fn surroundings(&mut self, values: &[f32], size: Size, out: &mut Mat) -> Result<()> {
-        let (w, h) = (size.width as i32, size.height as i32);
-        let from = Mat::new_rows_cols_with_data(h, w, values).failed(|| "light: picture size")?;
-        let coarse = opencv::core::Size::new(w / COARSE as i32, h / COARSE as i32);
-        let sigma = SURROUNDINGS * (size.area() as f64).sqrt() / f64::from(COARSE);
-        let mut small = Mat::default();
-        imgproc::resize(&from, &mut small, coarse, 0.0, 0.0, imgproc::INTER_AREA)
-            .and_then(|()| {
-                let any = opencv::core::Size::new(0, 0);
-                imgproc::gaussian_blur(&small, &mut self.smooth, any, sigma, sigma, BORDER_REFLECT_101)
-            })
-            .and_then(|()| {
-                let full = opencv::core::Size::new(w, h);
-                imgproc::resize(&self.smooth, out, full, 0.0, 0.0, imgproc::INTER_LINEAR)
-            })
-            .failed(|| "light: local statistics")
+/// Means of luma and of its square over each coarse pixel.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn sums(rgb: &[u8], width: usize, means: &mut [f32], squares: &mut [f32]) {
+    let coarse = COARSE as usize;
+    let share = 1.0 / (coarse * coarse) as f32;
+    let (pixels, _) = rgb.as_chunks::<3>();
+    for (y, row) in pixels.chunks_exact(width).enumerate() {
+        let at = y / coarse * (width / coarse);
+        for (x, block) in row.chunks_exact(coarse).enumerate() {
+            let (mut sum, mut square) = (0.0, 0.0);
+            for p in block {
+                let luma = 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
+                sum += luma;
+                square += luma * luma;
+            }
+            means[at + x] += share * sum;
+            squares[at + x] += share * square;
+        }
+    }
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn change(rgb: &mut [u8], gain: &[f32], offset: &[f32]) {
+    let (pixels, _) = rgb.as_chunks_mut::<3>();
+    for ((p, g), o) in pixels.iter_mut().zip(gain).zip(offset) {
+        // half added and cut off: rounds what is not negative, and casts saturate
+        for c in p {
+            *c = (f32::from(*c) * g + o + 0.5) as u8;
+        }
     }
 }
 

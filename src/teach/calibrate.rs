@@ -146,6 +146,8 @@ pub fn calibrate(
     let features = extract(&mut backbone, &model.preparation, &parts, progress)?;
     progress("fit", 0, None);
     let threshold_before = model.threshold();
+    // what people did to the threshold stays on record
+    let changes = std::mem::take(&mut model.calibration.changes);
     if fitted_anew {
         let recipe = Recipe::of(model.method, model.differing);
         let fitted = fit_model(features, &recipe, &mut parts, model.mask.as_deref(), rate, model.seed)?;
@@ -174,6 +176,7 @@ pub fn calibrate(
         }
         model.calibration = calibration;
     }
+    model.calibration.changes = changes;
     model.reference = reference_parts(model, &mut backbone, &parts)?;
     model.next_version();
     Ok(Recalibrated {

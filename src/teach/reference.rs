@@ -18,6 +18,9 @@ const MOST_ASTRAY: f32 = 0.05;
 /// Parts that the median is taken over; of more, as many are taken evenly. More make it no sharper.
 const MOST: usize = 32;
 
+/// RGB and luma of one part.
+pub(super) type Picture = (Vec<u8>, Vec<u8>);
+
 pub(super) struct Built {
     pub picture: Reference,
     pub registration: Registration,
@@ -66,7 +69,7 @@ fn decide(parts: &[&Part], size: Size, max_shift: f32) -> Result<(Registration, 
 }
 
 /// Parts registered to their plain median first, then to the sharper median of the registered parts.
-fn registered(parts: &[&Part], median: Reference, max_shift: f32) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, Reference)> {
+fn registered(parts: &[&Part], median: Reference, max_shift: f32) -> Result<(Vec<Picture>, Reference)> {
     let size = median.size;
     let (first, _) = pictures(parts, size, Some(&shifting(median, max_shift)))?;
     let (second, _) = pictures(parts, size, Some(&shifting(median_picture(&first, size), max_shift)))?;
@@ -86,7 +89,7 @@ fn shifting(reference: Reference, max_shift: f32) -> Preparation {
 }
 
 /// RGB and luma of each part, and how many parts' poses are doubted.
-fn pictures(parts: &[&Part], size: Size, p: Option<&Preparation>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, usize)> {
+fn pictures(parts: &[&Part], size: Size, p: Option<&Preparation>) -> Result<(Vec<Picture>, usize)> {
     let doubted = AtomicUsize::new(0);
     let pictures = parts
         .par_iter()
@@ -117,7 +120,7 @@ fn pictures(parts: &[&Part], size: Size, p: Option<&Preparation>) -> Result<(Vec
 }
 
 /// The median of RGB and luma pictures.
-pub(super) fn median_picture(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Reference {
+pub(super) fn median_picture(pictures: &[Picture], size: Size) -> Reference {
     let median = |n: usize, get: &(dyn Fn(usize, usize) -> u8 + Sync)| -> Vec<u8> {
         (0..n)
             .into_par_iter()
@@ -140,7 +143,7 @@ pub(super) fn median_picture(pictures: &[(Vec<u8>, Vec<u8>)], size: Size) -> Ref
 }
 
 /// Mean absolute difference between the parts' luma and the reference's, after each part's light is matched.
-pub(super) fn spread_of(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
+pub(super) fn spread_of(pictures: &[Picture], reference: &Reference) -> f32 {
     let (rm, rd) = statistics(&reference.luma);
     let total: f64 = pictures
         .par_iter()
@@ -159,7 +162,7 @@ pub(super) fn spread_of(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) 
 }
 
 /// Median correlation of the parts' luma with the reference's.
-fn likeness(pictures: &[(Vec<u8>, Vec<u8>)], reference: &Reference) -> f32 {
+fn likeness(pictures: &[Picture], reference: &Reference) -> f32 {
     let (rm, rd) = statistics(&reference.luma);
     let mut all: Vec<f32> = pictures
         .par_iter()

@@ -68,7 +68,8 @@ pub(super) fn choose(
             (forced, _) => forced,
         };
         let why = if measured {
-            format!("{} parts are too few to choose from; they {alike}", at_gate.len())
+            let budget = if options.budget_ms.is_some() { ", and the budget was not considered" } else { "" };
+            format!("{} parts are too few to choose from{budget}; they {alike}", at_gate.len())
         } else {
             format!("asked for; the parts {alike}")
         };
@@ -90,7 +91,8 @@ pub(super) fn choose(
     let largest = posed.preparation.input;
     let rgb = prepared(&Preparation { light: Light::None, ..posed.preparation.clone() }, &seen)?;
     let pictures = Pictures { size: largest, rgb, groups: seen.iter().map(|p| p.group).collect() };
-    let area = options.budget_ms.is_none().then(|| posed.size_at(parts, cap).area());
+    let capped = options.budget_ms.is_none() && options.variant != Variant::Accurate;
+    let area = capped.then(|| posed.size_at(parts, cap).area());
     let limits = Limits { area, ms: options.budget_ms };
     // beyond the variant's size the usual method is shown for comparison; nothing there can be chosen
     let usual = |r: &Recipe| r.method == options.method || choose::is_usual(r.method, r.differing, differing);
