@@ -72,17 +72,27 @@ impl Local {
             self.squares.data_typed_mut().failed(pixels("contrast"))?,
         );
         let sigma = SURROUNDINGS * (size.area() as f64).sqrt() / f64::from(COARSE);
-        for m in [&mut self.means, &mut self.squares] {
-            let any = opencv::core::Size::new(0, 0);
-            imgproc::gaussian_blur(m, &mut self.smooth, any, sigma, sigma, BORDER_REFLECT_101)
-                .failed(pixels("surroundings"))?;
-            std::mem::swap(m, &mut self.smooth);
+        let any = opencv::core::Size::new(0, 0);
+        let blur = |from: &Mat, to: &mut Mat| {
+            imgproc::gaussian_blur(from, to, any, sigma, sigma, BORDER_REFLECT_101).failed(pixels("surroundings"))
+        };
+        blur(&self.means, &mut self.smooth)?;
+        // squares of the distance from the local mean, not from the mean of the surroundings: a light that falls off is no
+        // contrast
+        let (own, local) = (self.means.data_typed::<f32>(), self.smooth.data_typed::<f32>());
+        let (own, local) = (own.failed(pixels("mean"))?, local.failed(pixels("mean"))?);
+        let squares = self.squares.data_typed_mut::<f32>().failed(pixels("contrast"))?;
+        for ((square, own), local) in squares.iter_mut().zip(own).zip(local) {
+            *square += local * local - 2.0 * local * own;
         }
+        std::mem::swap(&mut self.means, &mut self.smooth);
+        blur(&self.squares, &mut self.smooth)?;
+        std::mem::swap(&mut self.squares, &mut self.smooth);
         // what is done to a pixel is one gain and one offset, which change as slowly as the surroundings do
         let means = self.means.data_typed_mut::<f32>().failed(pixels("mean"))?;
         let squares = self.squares.data_typed_mut::<f32>().failed(pixels("contrast"))?;
         for (mean, square) in means.iter_mut().zip(squares) {
-            let gain = DEVIATION / ((*square - *mean * *mean).max(0.0).sqrt() + FLAT);
+            let gain = DEVIATION / (square.max(0.0).sqrt() + FLAT);
             (*square, *mean) = (gain, MEAN - *mean * gain);
         }
         let full = opencv::core::Size::new(size.width as i32, size.height as i32);
