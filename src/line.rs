@@ -485,8 +485,13 @@ impl<'a> Judge<'a> {
             reasons.insert(0, "score above threshold".into());
         }
         let size = (frame.width(), frame.height());
-        let highest = map.max();
-        let level = if verdict == Verdict::Reject && highest <= threshold { REGION_SHARE * highest } else { threshold };
+        let level = match verdict {
+            Verdict::Reject => {
+                let highest = map.max();
+                if highest <= threshold { REGION_SHARE * highest } else { threshold }
+            }
+            _ => threshold,
+        };
         let found = match verdict {
             Verdict::Reject => regions(&map, level, &flight.placement, size, model.mm_per_pixel)?,
             _ => Vec::new(),

@@ -272,6 +272,11 @@ pub fn checksum(id: &str, precision: Precision) -> Result<String> {
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Width and height of the feature grid of an input.
+pub fn grid_of(input: Size) -> Size {
+    Size { width: input.width / STRIDE, height: input.height / STRIDE }
+}
+
 /// Features of a grid cell that a built-in network gives.
 pub fn channels(id: &str) -> Result<usize> {
     built_in(id).map(|b| b.channels)
@@ -440,7 +445,7 @@ impl Backbone {
     }
     /// Width and height of the feature grid.
     pub fn grid(&self) -> Size {
-        Size { width: self.input.width / STRIDE, height: self.input.height / STRIDE }
+        grid_of(self.input)
     }
     /// Features of a grid cell.
     pub fn channels(&self) -> usize {

@@ -262,7 +262,7 @@ impl Head {
     }
 
     /// One member's map, before weights.
-    pub fn member_map(
+    fn member_map(
         &mut self,
         detector: &Detector,
         member: &Member,

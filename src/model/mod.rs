@@ -332,8 +332,7 @@ impl Model {
             ))
             .hint("teach the model again with this version"));
         }
-        let stride = backbone::STRIDE;
-        let grid = Size { width: input.width / stride, height: input.height / stride };
+        let grid = backbone::grid_of(input);
         let (detector, luma) =
             files::parse_normality(&package.read(NORMALITY)?, &m.detector, grid, backbone::channels(&m.backbone.id)?)
                 .map_err(|e| package.damaged(NORMALITY, e))?;

@@ -31,6 +31,20 @@ const FLAT: f32 = 4.0;
 const MEAN: f32 = 127.0;
 const DEVIATION: f32 = 40.0;
 
+impl Light {
+    /// Does it to an RGB picture of `size`; `local` is scratch memory.
+    pub fn apply(self, rgb: &mut [u8], size: Size, reference: &Reference, local: &mut Local) -> Result<()> {
+        match self {
+            Light::None => Ok(()),
+            Light::Match => {
+                match_light(rgb, reference);
+                Ok(())
+            }
+            Light::Local => local.apply(rgb, size),
+        }
+    }
+}
+
 /// Gives `rgb` the reference's mean and standard deviation.
 pub fn match_light(rgb: &mut [u8], reference: &Reference) {
     let (mean, deviation) = statistics(rgb);

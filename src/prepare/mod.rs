@@ -112,11 +112,7 @@ impl Preparer {
                 Pose { placement: crop.into(), doubt }
             }
         };
-        match p.light {
-            Light::None => {}
-            Light::Match => light::match_light(out, &p.reference),
-            Light::Local => self.local.apply(out, p.input)?,
-        }
+        p.light.apply(out, p.input, &p.reference, &mut self.local)?;
         Ok(pose)
     }
 

@@ -8,12 +8,12 @@ use super::Progress;
 use super::features::{self, Features, folds};
 use super::recipe::{MemberRecipe, Recipe, distances, judged_cells, moments, term_values, usual};
 use super::synth::{Defect, Picture, Places, make};
-use crate::detect::backbone::{Backbone, Options as BackboneOptions};
+use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};
 use crate::detect::head::{Family, Head, View, map_size};
 use crate::error::{Error, Result};
 use crate::frame::Plane;
 use crate::model::Method;
-use crate::prepare::light::{Light, Local, match_light};
+use crate::prepare::light::{Light, Local};
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Shrinker, Size};
 use rayon::prelude::*;
@@ -155,7 +155,7 @@ pub fn is_usual(method: Method, form: bool, differing: bool) -> bool {
 fn synthesise(setting: &Setting<'_>) -> Result<Vec<Vec<Vec<u8>>>> {
     let size = setting.pictures.size;
     let pictures: Vec<Picture<'_>> = setting.pictures.rgb.iter().map(|rgb| Picture { size, rgb }).collect();
-    let map = map_size(Size { width: size.width / 8, height: size.height / 8 });
+    let map = map_size(backbone::grid_of(size));
     let mask = (setting.mask)(map);
     let judged = |x: f32, y: f32| {
         mask.as_ref().is_none_or(|m| {
@@ -181,26 +181,6 @@ fn synthesise(setting: &Setting<'_>) -> Result<Vec<Vec<Vec<u8>>>> {
         .collect()
 }
 
-/// A picture at the network's size under the recipe's light.
-fn shrunk(
-    shrinker: &mut Shrinker,
-    from: Picture<'_>,
-    size: Size,
-    light: Light,
-    reference: &Reference,
-    out: &mut [u8],
-) -> Result<()> {
-    let (w, h) = (from.size.width as usize, from.size.height as usize);
-    let plane = Plane { data: from.rgb, stride: w * 3, width: w, height: h, channels: 3 };
-    shrinker.plane(&plane, [0.0, 0.0, w as f64, h as f64], size, out)?;
-    match light {
-        Light::None => {}
-        Light::Match => match_light(out, reference),
-        Light::Local => Local::default().apply(out, size)?,
-    }
-    Ok(())
-}
-
 fn score_members(
     setting: &Setting<'_>,
     backbone: &mut Backbone,
@@ -210,11 +190,13 @@ fn score_members(
     folds: &[Vec<usize>],
 ) -> Result<Vec<MemberScores>> {
     let (input, from) = (backbone.input(), setting.pictures.size);
-    let mut shrinker = Shrinker::new();
+    let (mut shrinker, mut local) = (Shrinker::new(), Local::default());
     let mut extract = |backbone: &mut Backbone, pictures: &[&Vec<u8>]| -> Result<Features> {
         let fill = |i: usize, out: &mut [u8]| {
-            let picture = Picture { size: from, rgb: pictures[i] };
-            shrunk(&mut shrinker, picture, input, light, setting.reference, out)
+            let (width, height) = (from.width as usize, from.height as usize);
+            let plane = Plane { data: pictures[i], stride: width * 3, width, height, channels: 3 };
+            shrinker.plane(&plane, [0.0, 0.0, width as f64, height as f64], input, out)?;
+            light.apply(out, input, setting.reference, &mut local)
         };
         features::run(backbone, pictures.len(), fill, &|_, _, _| {})
     };
@@ -312,7 +294,7 @@ fn candidate(
     for m in members {
         for t in 0..m.recipe.tops.len() {
             let (mean, deviation) = moments(m.values[..good].iter().map(|v| v[t]));
-            let scale = 1.0 / deviation.max(1e-3 * mean).max(1e-6);
+            let scale = 1.0 / deviation;
             scores.iter_mut().zip(&m.values).for_each(|(s, v)| *s += (v[t] - mean) * scale);
         }
     }

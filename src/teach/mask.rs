@@ -3,7 +3,7 @@
 use super::Options;
 use super::parts::Part;
 use super::pose::Posed;
-use crate::detect::backbone::STRIDE;
+use crate::detect::backbone::grid_of;
 use crate::detect::head::map_size;
 use crate::error::{Context, Error, Result};
 use crate::prepare::shrink::Size;
@@ -27,8 +27,7 @@ impl Judged {
             Some(l) => [l.rigid.strip[2].round() as u32, l.rigid.strip[3].round() as u32],
             None => [parts[0].crop.width, parts[0].crop.height],
         };
-        let input = posed.size_at(parts, options.variant.side());
-        let map = map_size(Size { width: input.width / STRIDE, height: input.height / STRIDE });
+        let map = map_size(grid_of(posed.size_at(parts, options.variant.side())));
         load(path, judged, map).map(Judged::Given)
     }
 

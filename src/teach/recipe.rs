@@ -8,7 +8,7 @@ use super::features::Features;
 use super::gaussian;
 use crate::detect::head::{Detector, Family, Head, Member, Term, View, channel_statistics, highest, map_size};
 use crate::detect::patchcore::Search;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::model::Method;
 use crate::prepare::light::Light;
 use crate::prepare::shrink::Size;
@@ -108,7 +108,7 @@ impl MemberRecipe {
     }
 
     /// Distances of each part at each cell, by models that were fitted without the part's fold.
-    pub(super) fn held_out(
+    fn held_out(
         &self,
         viewed: &Features,
         folds: &[Vec<usize>],
@@ -160,16 +160,15 @@ pub fn usual(distances: &[&Vec<f32>], grid: Size, parts: usize, half: f32) -> Re
     for d in distances {
         mean.iter_mut().zip(d.iter()).for_each(|(m, d)| *m += d / distances.len() as f32);
     }
-    let from = Mat::new_rows_cols_with_data(grid.height as i32, grid.width as i32, &mean)
-        .map_err(|e| crate::error::Error::failed("usual map").because(e))?;
+    let from = Mat::new_rows_cols_with_data(grid.height as i32, grid.width as i32, &mean).failed(|| "usual map")?;
     let mut smooth = Mat::default();
     let any = opencv::core::Size::new(0, 0);
     imgproc::gaussian_blur(&from, &mut smooth, any, USUAL_SIGMA, USUAL_SIGMA, BORDER_REFLECT_101)
-        .map_err(|e| crate::error::Error::failed("usual map cannot be smoothed").because(e))?;
-    let values = smooth.data_typed::<f32>().map_err(|e| crate::error::Error::failed("usual map").because(e))?;
-    let floor = (USUAL_FLOOR * values.iter().sum::<f32>() / values.len().max(1) as f32).max(f32::MIN_POSITIVE);
-    let believed = parts as f32 / (parts as f32 + half);
+        .failed(|| "usual map cannot be smoothed")?;
+    let values = smooth.data_typed::<f32>().failed(|| "usual map")?;
     let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
+    let floor = (USUAL_FLOOR * mean).max(f32::MIN_POSITIVE);
+    let believed = parts as f32 / (parts as f32 + half);
     Ok(values.iter().map(|v| (believed * v + (1.0 - believed) * mean).max(floor)).collect())
 }
 
@@ -189,12 +188,13 @@ pub fn term_values(
     Ok(member.tops.iter().map(|&t| highest(&map.values, t, &mut scratch)).collect())
 }
 
-/// Mean and standard deviation.
+/// Mean and standard deviation; the latter is never 0, also of parts that are all the same.
 pub fn moments(values: impl Iterator<Item = f32> + Clone) -> (f32, f32) {
     let n = values.clone().count().max(1) as f64;
     let mean = values.clone().map(f64::from).sum::<f64>() / n;
     let variance = values.map(|v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean as f32, variance.sqrt() as f32)
+    let (mean, deviation) = (mean as f32, variance.sqrt() as f32);
+    (mean, deviation.max(1e-3 * mean).max(1e-6))
 }
 
 /// A fitted detector with its held-out scores.
@@ -216,7 +216,6 @@ pub fn fit(
 ) -> Result<Fitted> {
     let map = map_size(features.grid);
     let all: Vec<usize> = (0..features.parts.len()).collect();
-    let several = recipe.members.iter().map(|m| m.tops.len()).sum::<usize>() > 1;
     let mut scores = vec![0f32; all.len()];
     let mut members = Vec::new();
     let parts = counted.iter().filter(|c| **c).count();
@@ -234,9 +233,8 @@ pub fn fit(
         let weighted = (0..m.tops.len())
             .map(|t| {
                 let counts = values.iter().zip(counted).filter(|(_, c)| **c).map(|(v, _)| v[t]);
-                let (mean, deviation) = moments(counts);
-                // parts that are all the same have no deviation
-                let weight = if several { 1.0 / (terms as f32 * deviation.max(1e-3 * mean).max(1e-6)) } else { 1.0 };
+                let (_, deviation) = moments(counts);
+                let weight = if terms > 1 { 1.0 / (terms as f32 * deviation) } else { 1.0 };
                 scores.iter_mut().zip(&values).for_each(|(s, v)| *s += weight * v[t]);
                 Term { top: m.tops[t], weight }
             })
