@@ -20,7 +20,7 @@ use super::register::Reference;
 use super::segment::{Blob, Segmenter};
 use super::shrink::{Crop, Shrinker, Size};
 pub(crate) use super::template::luma_of;
-use super::template::{Guess, MAX_MOVE, Rated, Region, Template, turn};
+use super::template::{COARSE_AREA, Effort, FINE_AREA, Guess, MAX_MOVE, Rated, Region, Template, turn};
 use crate::error::{Context, Error, Result};
 use crate::frame::Frame;
 use opencv::core::{CV_8UC3, Mat, Scalar};
@@ -29,9 +29,11 @@ use opencv::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Refinement of every pose, before they are rated ...
-const FIRST_ROUNDS: usize = 4;
-/// ... and of the best two.
-const MORE_ROUNDS: usize = 10;
+const FIRST: Effort = Effort { rounds: 4, robust: false };
+/// ... of the best two ...
+const MORE: Effort = Effort { rounds: 10, robust: true };
+/// ... and, in the finer picture, of the one that is taken.
+const LAST: Effort = Effort { rounds: 4, robust: true };
 /// Another thing of this share of the part's area is a second part, not dirt.
 pub const SECOND: f64 = 0.25;
 /// Contrast below this share of the taught one: what was found is no part.
@@ -125,6 +127,7 @@ pub struct Matcher {
     input: Size,
     segmenter: Segmenter,
     template: Template,
+    fine: Template,
     region: Region,
     sampled: Vec<f32>,
     warped: Mat,
@@ -138,7 +141,8 @@ impl Matcher {
             rigid: rigid.clone(),
             input: reference.size,
             segmenter: Segmenter::new()?,
-            template: Template::new(rigid.strip, reference)?,
+            template: Template::new(rigid.strip, reference, COARSE_AREA)?,
+            fine: Template::new(rigid.strip, reference, FINE_AREA)?,
             region: Region::default(),
             sampled: Vec::new(),
             warped: Mat::default(),
@@ -238,20 +242,28 @@ impl Matcher {
             let guesses: Vec<Guess> = angles.iter().map(|a| self.rigid.guess(blob.centre, *a)).collect();
             best = self.rate(&guesses).into_iter().chain(best).max_by(|a, b| a.likeness.total_cmp(&b.likeness));
         }
-        Ok(best.unwrap_or(Rated { guess: self.rigid.guess(blob.centre, 0.0), likeness: 0.0 }))
+        let Some(best) = best else {
+            return Ok(Rated { guess: self.rigid.guess(blob.centre, 0.0), likeness: 0.0 });
+        };
+        let (region, guess) = (&self.region, best.guess);
+        let last = self.fine.refine(region, &region.fine, guess, guess, LAST, &mut self.sampled);
+        // poses are rated in the coarse picture
+        Ok(Rated { guess: last.guess, ..best })
     }
 
     /// Refines all guesses a little, the best two fully, and returns the best.
     fn rate(&mut self, guesses: &[Guess]) -> Option<Rated> {
         let mut rated: Vec<(Guess, Rated)> = guesses
             .iter()
-            .map(|g| (*g, self.template.refine(&self.region, *g, *g, FIRST_ROUNDS, &mut self.sampled)))
+            .map(|g| (*g, self.template.refine(&self.region, &self.region.coarse, *g, *g, FIRST, &mut self.sampled)))
             .collect();
         rated.sort_by(|a, b| b.1.likeness.total_cmp(&a.1.likeness));
         rated.truncate(2);
         rated
             .iter()
-            .map(|(start, r)| self.template.refine(&self.region, *start, r.guess, MORE_ROUNDS, &mut self.sampled))
+            .map(|(start, r)| {
+                self.template.refine(&self.region, &self.region.coarse, *start, r.guess, MORE, &mut self.sampled)
+            })
             .max_by(|a, b| a.likeness.total_cmp(&b.likeness))
     }
 
@@ -270,7 +282,7 @@ impl Matcher {
         let (x1, y1) = ((x1 + margin).clamp(x0 + 1, fw), (y1 + margin).clamp(y0 + 1, fh));
         let crop = Crop { x: x0, y: y0, width: (x1 - x0) as u32, height: (y1 - y0) as u32 };
         let scale = (f64::from(self.input.width) / width).min(1.0);
-        self.region.read(shrinker, frame, crop, scale, self.template.pixel)
+        self.region.read(shrinker, frame, crop, scale, [self.template.pixel, self.fine.pixel])
     }
 
     /// Writes the strip upright into `out`, from the region that was read last.

@@ -12,12 +12,17 @@ use opencv::core::Mat;
 use opencv::imgproc;
 use opencv::prelude::*;
 
-/// Pixels of the picture in which poses are compared, about.
-const TEMPLATE_AREA: f64 = 6000.0;
+/// Pixels of the picture in which poses are tried and rated, about.
+pub(super) const COARSE_AREA: f64 = 6000.0;
+/// Pixels of the picture in which the pose that was taken is refined once more.
+pub(super) const FINE_AREA: f64 = 24_000.0;
 /// Smoothing of that picture and of the template, in its pixels: widens what the refinement can mend.
 const TEMPLATE_SIGMA: f64 = 1.0;
-/// Largest difference, in standard deviations of the picture, that pulls at the pose: a defect shall not.
+/// While poses are tried: largest difference, in standard deviations of the picture, that pulls at the pose.
 const CLIP: f32 = 2.0;
+/// At the end: a difference of so many standard deviations and more does not pull at all (Tukey's biweight), so that a
+/// bent tip does not turn the part.
+const BIWEIGHT: f32 = 1.5;
 /// A pose may be refined by this much: radians, and a share of the strip's diagonal.
 const MAX_TURN: f64 = 0.15;
 pub(super) const MAX_MOVE: f64 = 0.08;
@@ -33,6 +38,14 @@ const APART: usize = 5;
 pub(super) struct Guess {
     pub middle: [f64; 2],
     pub angle: f64,
+}
+
+/// How a pose is refined.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort {
+    pub rounds: usize,
+    /// What differs much does not pull at all; the start must be good.
+    pub robust: bool,
 }
 
 /// A pose after refinement, with its correlation.
@@ -55,30 +68,42 @@ pub(super) struct Region {
     pub size: Size,
     pub rgb: Vec<u8>,
     luma: Vec<u8>,
-    coarse: Picture,
+    pub coarse: Picture,
+    pub fine: Picture,
     blurred: Mat,
     shrunk: Mat,
 }
 
 /// A small grey picture.
 #[derive(Default)]
-struct Picture {
+pub(super) struct Picture {
     size: Size,
     values: Vec<f32>,
 }
 
 impl Region {
-    /// `scale`: pixels of the region for each source pixel; `pixel`: source pixels for each pixel of the template.
-    pub fn read(&mut self, shrinker: &mut Shrinker, frame: &Frame, crop: Crop, scale: f64, pixel: f64) -> Result<()> {
+    /// `scale`: pixels of the region for each source pixel; `pixels`: source pixels for each pixel of the coarse and of the
+    /// fine picture.
+    pub fn read(
+        &mut self,
+        shrinker: &mut Shrinker,
+        frame: &Frame,
+        crop: Crop,
+        scale: f64,
+        pixels: [f64; 2],
+    ) -> Result<()> {
         let even = |length: u32| ((f64::from(length) * scale / 2.0).round().max(1.0) * 2.0) as u32;
         self.crop = crop;
         self.size = Size { width: even(crop.width), height: even(crop.height) };
         self.rgb.resize(self.size.area() * 3, 0);
         shrinker.rgb(frame, crop, self.size, &mut self.rgb)?;
         luma_of(&self.rgb, &mut self.luma);
-        let length = |l: u32| ((f64::from(l) / pixel).round().max(2.0)) as u32;
-        let size = Size { width: length(crop.width), height: length(crop.height) };
-        self.coarse.load(&self.luma, self.size, size, &mut self.shrunk, &mut self.blurred)
+        for (picture, pixel) in [(&mut self.coarse, pixels[0]), (&mut self.fine, pixels[1])] {
+            let length = |l: u32| ((f64::from(l) / pixel).round().max(2.0)) as u32;
+            let size = Size { width: length(crop.width), height: length(crop.height) };
+            picture.load(&self.luma, self.size, size, &mut self.shrunk, &mut self.blurred)?;
+        }
+        Ok(())
     }
 
     /// Pixels of a picture of this size for each source pixel.
@@ -151,11 +176,12 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// `strip` is where the reference lies around the part's centroid: left, top, width, height in source pixels.
-    pub fn new(strip: [f64; 4], reference: &Reference) -> Result<Self> {
+    /// `strip` is where the reference lies around the part's centroid: left, top, width, height in source pixels; `area` the
+    /// template's pixels, about.
+    pub fn new(strip: [f64; 4], reference: &Reference, area: f64) -> Result<Self> {
         let [left, top, width, height] = strip;
         let from = reference.size;
-        let scale = (TEMPLATE_AREA / from.area() as f64).sqrt().min(1.0);
+        let scale = (area / from.area() as f64).sqrt().min(1.0);
         let length = |l: u32| ((f64::from(l) * scale).round().max(8.0)) as u32;
         let size = Size { width: length(from.width), height: length(from.height) };
         let mut picture = Picture::default();
@@ -253,10 +279,10 @@ impl Template {
         kept.into_iter().map(|i| i as f64 / ANGLES as f64 * std::f64::consts::TAU).collect()
     }
 
-    /// What the strip shows at this pose, without mean and at unit variance.
-    fn sample(&self, region: &Region, guess: Guess, out: &mut Vec<f32>) {
+    /// What the strip shows at this pose in one of the region's pictures, without mean and at unit variance.
+    fn sample(&self, region: &Region, picture: &Picture, guess: Guess, out: &mut Vec<f32>) {
         let (w, h) = (self.size.width as usize, self.size.height as usize);
-        let (sx, sy) = region.scale(region.coarse.size);
+        let (sx, sy) = region.scale(picture.size);
         let p = Placement::turned(guess.middle, guess.angle, self.strip[2], self.strip[3]);
         let at = |i: f64, j: f64| {
             let (x, y) = p.to_source((i + 0.5) / w as f64, (j + 0.5) / h as f64);
@@ -266,18 +292,27 @@ impl Template {
         for j in 0..h {
             let (a, b) = (at(0.0, j as f64), at(1.0, j as f64));
             let (dx, dy) = (b.0 - a.0, b.1 - a.1);
-            out.extend((0..w).map(|i| region.coarse.at(a.0 + i as f32 * dx, a.1 + i as f32 * dy)));
+            out.extend((0..w).map(|i| picture.at(a.0 + i as f32 * dx, a.1 + i as f32 * dy)));
         }
         normalise(out);
     }
 
-    /// Gauss-Newton from `guess`; `start` is the pose from which it may move only so far.
-    pub fn refine(&self, region: &Region, start: Guess, guess: Guess, rounds: usize, scratch: &mut Vec<f32>) -> Rated {
+    /// Gauss-Newton from `from`; `start` is the pose from which it may move only so far.
+    pub fn refine(
+        &self,
+        region: &Region,
+        picture: &Picture,
+        start: Guess,
+        from: Guess,
+        effort: Effort,
+        scratch: &mut Vec<f32>,
+    ) -> Rated {
+        let Effort { rounds, robust } = effort;
         let diagonal = f64::from(self.size.width).hypot(f64::from(self.size.height));
-        let mut now = guess;
-        let mut best = Rated { guess, likeness: f32::NEG_INFINITY };
+        let mut now = from;
+        let mut best = Rated { guess: from, likeness: f32::NEG_INFINITY };
         for round in 0..=rounds {
-            self.sample(region, now, scratch);
+            self.sample(region, picture, now, scratch);
             let n = scratch.len() as f32;
             let likeness = scratch.iter().zip(&self.values).map(|(a, b)| a * b).sum::<f32>() / n;
             if likeness > best.likeness {
@@ -289,7 +324,14 @@ impl Template {
             let mut pull = [0f32; 3];
             let [sx, sy, st] = &self.steepest;
             for ((((i, t), x), y), a) in scratch.iter().zip(&self.values).zip(sx).zip(sy).zip(st) {
-                let e = (i - t).clamp(-CLIP, CLIP);
+                let e = i - t;
+                let e = match robust {
+                    true => {
+                        let u = (e / BIWEIGHT).clamp(-1.0, 1.0);
+                        e * (1.0 - u * u) * (1.0 - u * u)
+                    }
+                    false => e.clamp(-CLIP, CLIP),
+                };
                 pull[0] += e * x;
                 pull[1] += e * y;
                 pull[2] += e * a;
