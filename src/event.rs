@@ -145,4 +145,150 @@ pub struct LedgerRow {
     /// The anomaly's event id, when the part leaves the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<Uuid>,
+    /// Frames of the part that were inspected; 0 for a part that was missed.
+    #[serde(default)]
+    pub frames: u32,
+    /// Why the verdict is what it is, where the score alone does not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+    /// How late the verdict came, milliseconds after the deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_ms: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lot: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
 }
+
+/// What a line is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LineState {
+    /// Opened, no frame yet.
+    Starting,
+    /// Frames arrive.
+    Live,
+    /// The source is open and no frame has come for too long.
+    Stalled,
+    /// The source is gone; it is opened again and again.
+    Reconnecting,
+    /// Something that opening again cannot mend: the line needs a person.
+    Failed,
+    /// Ended: a recording is over, or the line was stopped.
+    Stopped,
+}
+
+impl LineState {
+    /// Every state, in the order of severity.
+    pub const ALL: [LineState; 6] = [
+        LineState::Live,
+        LineState::Starting,
+        LineState::Stopped,
+        LineState::Stalled,
+        LineState::Reconnecting,
+        LineState::Failed,
+    ];
+
+    /// The word used in JSON, metrics and on screen.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LineState::Starting => "starting",
+            LineState::Live => "live",
+            LineState::Stalled => "stalled",
+            LineState::Reconnecting => "reconnecting",
+            LineState::Failed => "failed",
+            LineState::Stopped => "stopped",
+        }
+    }
+}
+
+/// Parts and frames of a line since the process started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LineCounters {
+    /// Frames taken from the source.
+    pub frames: u64,
+    /// Parts that got a number: the sum of the four verdicts.
+    pub parts: u64,
+    pub passed: u64,
+    pub rejected: u64,
+    pub unsure: u64,
+    pub missed: u64,
+    /// Parts whose verdict came after the deadline; they are among the missed.
+    pub late: u64,
+    /// Frames that were not inspected, by reason: `overload`, `deadline`, `source` (known to have been lost before they
+    /// reached this machine).
+    pub dropped: std::collections::BTreeMap<String, u64>,
+    /// Times that the source was opened again.
+    pub reconnects: u64,
+}
+
+/// One number of the camera's health, measured about once a second.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// In the check's own unit.
+    pub value: f64,
+    /// What it was when the model was taught, or the limit, in the same unit.
+    pub usual: f64,
+    pub alert: bool,
+    /// For the operator, when it is an alert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub says: Option<String>,
+}
+
+/// What one part was, in a line report: no pictures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReportRow {
+    pub part: u64,
+    pub at: Timestamp,
+    pub score: f32,
+    pub verdict: Verdict,
+}
+
+/// Anomalies in the spool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolDepth {
+    pub waiting: u64,
+    /// Those of `waiting` that the endpoint refuses.
+    pub set_aside: u64,
+}
+
+/// A line's report, posted to `POST /api/v1/lines/{line}/report` every [`REPORT_EVERY_S`] seconds; durable and idempotent by
+/// (`line`, `run`, `seq`) as anomalies are by their id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LineReport {
+    /// [`EVENT_SCHEMA`].
+    pub schema: u32,
+    pub site: String,
+    pub line: String,
+    /// The process that made it.
+    pub run: Uuid,
+    /// Number of the report in its run, from 0 without gaps.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub state: LineState,
+    /// Why the state is what it is, when it is not live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub last_frame_age_s: Option<f64>,
+    pub fps: f64,
+    pub counters: LineCounters,
+    pub spool: SpoolDepth,
+    /// `focus`, `exposure`, `lamp`, `shift`, `dirt`, `frozen`.
+    pub health: std::collections::BTreeMap<String, Check>,
+    /// `ewma`, `ks`.
+    pub drift: std::collections::BTreeMap<String, Check>,
+    pub model: ModelId,
+    pub threshold: f32,
+    /// The model's sorted held-out good scores: once for each model, run and line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Vec<f32>>,
+    /// Ledger rows since the report before; filled in when it is stored.
+    #[serde(default)]
+    pub rows: Vec<ReportRow>,
+    /// Hash of the last of those rows in the ledger's chain, hex: who keeps it can prove that nothing before was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
+}
+
+/// Seconds between the reports of a line.
+pub const REPORT_EVERY_S: u64 = 10;

@@ -25,11 +25,13 @@
 //! | [`judge`] | threshold and confidence, regions, comparison with a truth |
 //! | [`event`] | what leaves the machine, as JSON; all that deliver and review share |
 //! | [`picture`] | the JPEG and the heatmap of an anomaly |
+//! | [`respond`] | answers to the plant, the moment a verdict falls |
 //! | [`deliver`] | ledger and spool in one database, uploader |
 //! | [`review`] | the bundled endpoint: API, store, pages |
 //! | [`teach`] | good parts in, a calibrated model out |
 //! | [`evaluate`](mod@evaluate) | how well a model does on parts with known truth: metrics and the report |
 //! | [`model`] | the model package: manifest, checksums, files |
+//! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
 
@@ -44,8 +46,10 @@ pub mod frame;
 pub mod judge;
 pub mod line;
 pub mod model;
+pub mod observe;
 pub mod picture;
 pub mod prepare;
+pub mod respond;
 pub mod review;
 pub mod staging;
 pub mod teach;

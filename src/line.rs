@@ -548,6 +548,11 @@ impl<'a> Judge<'a> {
             latency_ms: latency.as_secs_f32() * 1e3,
             model: format!("{}@{}", model.name, model.version),
             event: id,
+            frames: 1,
+            reasons: i.reasons.clone(),
+            late_ms: None,
+            lot: None,
+            serial: None,
         };
         let Some(id) = id else { return Record { row, anomaly: None } };
         let (roi, size) = (judged.roi, picture::frame_size(judged.roi));

@@ -42,6 +42,11 @@ fn row(part: u64, verdict: Verdict) -> LedgerRow {
         latency_ms: 9.0,
         model: "m@1".into(),
         event: None,
+        frames: 1,
+        reasons: Vec::new(),
+        late_ms: None,
+        lot: None,
+        serial: None,
     }
 }
 

@@ -61,6 +61,11 @@ pub(super) fn row(n: u64) -> LedgerRow {
         latency_ms: 12.0,
         model: "m@1".into(),
         event: None,
+        frames: 1,
+        reasons: Vec::new(),
+        late_ms: None,
+        lot: None,
+        serial: None,
     }
 }
 
