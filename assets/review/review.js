@@ -1,9 +1,10 @@
-// Adds to pages that work without it: the heatmap switch is remembered, the opacity slider, keys, ages, and the list
-// that refreshes itself when something arrives.
+// Adds to pages that work without it: the heatmap switch is remembered, the opacity slider, keys, ages, the list that
+// refreshes itself when something arrives, and the lines that refresh themselves every few seconds.
 "use strict";
 
 const POLL_MS = 2000;
 const AGE_MS = 10000;
+const LINES_MS = 5000;
 
 const byId = (id) => document.getElementById(id);
 
@@ -127,6 +128,36 @@ function setUpPolling() {
   setTimeout(poll, POLL_MS);
 }
 
+// The lines as the server has them now.
+function setUpLines() {
+  if (!byId("lines")) return;
+  const live = byId("live");
+  const show = (ok) => {
+    live.hidden = false;
+    live.classList.toggle("lost", !ok);
+    live.textContent = ok ? "live" : "no connection";
+  };
+  const poll = async () => {
+    if (!document.hidden) {
+      try {
+        const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+        if (!answer.ok) throw new Error(String(answer.status));
+        const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("lines");
+        // a link that has the focus keeps it
+        if (fresh && !byId("lines").contains(document.activeElement)) {
+          byId("lines").replaceChildren(...fresh.childNodes);
+          showAges();
+        }
+        show(true);
+      } catch {
+        show(false);
+      }
+    }
+    setTimeout(poll, LINES_MS);
+  };
+  setTimeout(poll, LINES_MS);
+}
+
 setUpSwitch("heat");
 setUpSwitch("boxes");
 setUpSlider();
@@ -134,3 +165,4 @@ setUpKeys();
 showAges();
 setInterval(showAges, AGE_MS);
 setUpPolling();
+setUpLines();

@@ -7,6 +7,7 @@ mod evaluate;
 mod inspect;
 mod model;
 mod review;
+mod status;
 mod teach;
 mod terminal;
 
@@ -27,6 +28,8 @@ pub enum Command {
     Inspect(inspect::Arguments),
     /// Serve the review endpoint and its pages.
     Review(review::Arguments),
+    /// Ask a running linesight how its lines are.
+    Status(status::Arguments),
     /// Measure what a model costs on this machine.
     Bench(bench::Arguments),
     /// Check what this machine has and say what is missing.
@@ -43,6 +46,7 @@ pub fn run(command: Command) -> Result<u8> {
         Command::Evaluate(a) => evaluate::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Review(a) => review::run(a),
+        Command::Status(a) => status::run(a),
         Command::Bench(a) => bench::run(a),
         Command::Doctor(a) => doctor::run(a),
         Command::Model(a) => model::run(a),

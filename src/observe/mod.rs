@@ -2,6 +2,12 @@
 //!
 //! The threads of a line write into its [`LineStatus`]; everything else only reads it.
 
+pub mod health;
+mod metrics;
+mod process;
+mod server;
 mod status;
 
+pub use metrics::{Extra, Kind};
+pub use server::{LISTEN, Lines, Report, Server, Sources};
 pub use status::{LATENCY_BUCKETS_MS, LineStatus, Snapshot};

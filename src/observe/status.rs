@@ -171,12 +171,14 @@ impl LineStatus {
         self.now().model = Some((model, threshold));
     }
 
+    /// Checks whose figures are no numbers are left out: JSON has no word for them.
     pub fn set_health(&self, health: BTreeMap<String, Check>) {
-        self.now().health = health;
+        self.now().health = finite(health);
     }
 
+    /// As [`LineStatus::set_health`].
     pub fn set_drift(&self, drift: BTreeMap<String, Check>) {
-        self.now().drift = drift;
+        self.now().drift = finite(drift);
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -213,6 +215,11 @@ impl LineStatus {
             latency_sum_ms: self.latency_sum_us.load(Relaxed) as f64 / 1e3,
         }
     }
+}
+
+fn finite(mut checks: BTreeMap<String, Check>) -> BTreeMap<String, Check> {
+    checks.retain(|_, c| c.value.is_finite() && c.usual.is_finite());
+    checks
 }
 
 #[cfg(test)]

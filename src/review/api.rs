@@ -22,7 +22,7 @@ use axum::routing::{any, get};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -50,6 +50,12 @@ impl App {
     /// Handlers on top of a store.
     pub fn new(store: Arc<dyn Store>) -> App {
         App { store, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+    }
+
+    /// Waits for one of the places for bodies in memory.
+    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let turn = self.uploads.clone().acquire_owned().await;
+        turn.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"))
     }
 
     /// Runs something that blocks, off the server's thread.
@@ -102,8 +108,7 @@ async fn post(State(app): State<App>, request: Request) -> Result<Response, Prob
         }
     };
     let receive = async {
-        let turn = app.uploads.clone().acquire_owned().await;
-        let turn = turn.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"))?;
+        let turn = app.turn().await?;
         let multipart = Multipart::from_request(request, &app)
             .await
             .map_err(|e| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, e.body_text()))?;

@@ -3,8 +3,8 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] keeps, [`upload`] checks what comes in, [`api`] and [`pages`] answer, [`guard`] keeps strangers' web pages
-//! out, [`problem`] is how the API says no, `show` how values look.
+//! [`store`] and [`reports`] keep, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
+//! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
 //! 1. The server listens on loopback only, as long as it has no accounts. Test: `other_addresses_are_refused`.
@@ -15,8 +15,10 @@
 
 pub mod api;
 pub mod guard;
+pub mod lines;
 pub mod pages;
 pub mod problem;
+pub mod reports;
 mod show;
 pub mod store;
 pub mod upload;
@@ -181,6 +183,7 @@ async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped:
 fn router(app: App, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
+        .merge(lines::routes())
         .merge(pages::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)
@@ -211,7 +214,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(config(dir.path(), "127.0.0.1:0")).unwrap();
         let client = reqwest::blocking::Client::new();
-        for path in ["/healthz", "/", "/api/v1/anomalies", "/assets/style.css", "/nowhere", "/api/v1/nowhere"] {
+        for path in [
+            "/healthz",
+            "/",
+            "/lines",
+            "/api/v1/lines",
+            "/api/v1/anomalies",
+            "/assets/style.css",
+            "/nowhere",
+            "/api/v1/nowhere",
+        ] {
             let answer = client.get(server.url() + path).send().unwrap();
             for (name, _) in HEADERS {
                 assert!(answer.headers().contains_key(name.as_str()), "{path}: {name}");

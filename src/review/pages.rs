@@ -31,6 +31,8 @@ const STYLE: &str = include_str!("../../assets/review/style.css");
 const SCRIPT: &str = include_str!("../../assets/review/review.js");
 const ICON: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#0f766e"/><circle cx="16" cy="16" r="8" fill="none" stroke="#fff" stroke-width="2.5"/><circle cx="18.5" cy="13.5" r="3" fill="#fbbf24"/></svg>"##;
 
+/// Title of the list.
+const LIST: &str = "Anomalies";
 /// Cards on a page of the list.
 const CARDS: usize = 24;
 /// Width by height of the picture on a card; style.css has the same.
@@ -84,7 +86,8 @@ pub async fn unknown() -> Response {
     refusal(&Problem::not_found("there is no such page"))
 }
 
-fn refusal(problem: &Problem) -> Response {
+/// A page that says why there is none.
+pub(super) fn refusal(problem: &Problem) -> Response {
     let status = problem.status();
     let title = status.canonical_reason().unwrap_or("Error");
     let body = html! {
@@ -97,7 +100,24 @@ fn refusal(problem: &Problem) -> Response {
     (status, Html(layout(title, None, body).into_string())).into_response()
 }
 
+/// Which of the pages in the header one is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Here {
+    Anomalies,
+    Lines,
+    Elsewhere,
+}
+
 fn layout(title: &str, tools: Option<Markup>, body: Markup) -> Markup {
+    let here = if title == LIST { Here::Anomalies } else { Here::Elsewhere };
+    layout_with(title, here, html! {}, tools, body)
+}
+
+/// A page with more in its head.
+pub(super) fn layout_with(title: &str, here: Here, head: Markup, tools: Option<Markup>, body: Markup) -> Markup {
+    let tab = |page: Here, text: &str, to: &str| {
+        html! { a href=(to) aria-current=[(page == here).then_some("page")] { (text) } }
+    };
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -109,10 +129,15 @@ fn layout(title: &str, tools: Option<Markup>, body: Markup) -> Markup {
                 link rel="icon" href=(asset_url("icon.svg"));
                 link rel="stylesheet" href=(asset_url("style.css"));
                 script defer src=(asset_url("review.js")) {}
+                (head)
             }
             body {
                 header .top {
                     a .brand href="/" { img src=(asset_url("icon.svg")) alt="" width="28" height="28"; span { "linesight" } small { "review" } }
+                    nav .tabs aria-label="Pages of the server" {
+                        (tab(Here::Anomalies, LIST, "/"))
+                        (tab(Here::Lines, "Lines", "/lines"))
+                    }
                     @if let Some(tools) = tools { div .tools { (tools) } }
                 }
                 (body)
@@ -135,6 +160,11 @@ fn link(path: &str, filter: &Filter, cursor: Option<Cursor>) -> String {
     }
     let query = query.finish();
     if query.is_empty() { path.to_string() } else { format!("{path}?{query}") }
+}
+
+/// The list of a line's anomalies.
+pub(super) fn line_link(line: &str) -> String {
+    link("/", &Filter { line: Some(line.to_owned()), verdict: None }, None)
 }
 
 fn listing(query: Result<Query<ListQuery>, QueryRejection>) -> Result<Listing, Problem> {
@@ -184,7 +214,7 @@ fn list_page(filter: &Filter, newest: bool, page: &Page, counts: &[Count], now: 
             }
         }
     };
-    layout("Anomalies", Some(html! { (live) (heat_switch()) }), body)
+    layout(LIST, Some(html! { (live) (heat_switch()) }), body)
 }
 
 fn nothing(all: u64) -> Markup {

@@ -82,6 +82,12 @@ pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S%.3f UTC").to_string()
 }
 
+/// The time of day, UTC; with the date when that is another day's.
+pub fn time_of_day(at: Timestamp, now: Timestamp) -> String {
+    let day = |t: Timestamp| t.as_second().div_euclid(86_400);
+    at.strftime(if day(at) == day(now) { "%H:%M:%S UTC" } else { "%Y-%m-%d %H:%M:%S UTC" }).to_string()
+}
+
 /// JSON with one member a line. Takes valid JSON; order, numbers and unknown members stay as they are.
 pub fn indent(json: &str) -> String {
     fn line(out: &mut String, depth: usize) {

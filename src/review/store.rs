@@ -1,4 +1,5 @@
-//! Where anomalies are kept: one SQLite database (`review.db`) for the facts, plain files for the pictures.
+//! Where anomalies are kept: one SQLite database (`review.db`) for the facts, plain files for the pictures. Line reports are
+//! in the same database, in tables of their own ([`super::reports`]).
 //!
 //! Thread: every call blocks, so the HTTP side calls a store only inside `spawn_blocking`. Two connections, one for writes
 //! and one for reads, each behind its own lock; no call holds both.
@@ -28,11 +29,13 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, p
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::reports::{self, Keep, LineNow};
 use crate::error::{Context, Error, Result};
-use crate::event::{Event, Verdict};
+use crate::event::{Event, LineReport, Verdict};
 
 /// One step per schema version: `MIGRATIONS[n]` brings a database from `user_version` n to n + 1. Append only.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[ANOMALIES, reports::TABLES];
+const ANOMALIES: &str = "
     CREATE TABLE anomalies (
         id          TEXT PRIMARY KEY NOT NULL,
         captured_at INTEGER NOT NULL, -- nanoseconds since 1970, UTC
@@ -52,7 +55,7 @@ const MIGRATIONS: &[&str] = &["
         sha256  TEXT NOT NULL,
         PRIMARY KEY (anomaly, name)
     ) STRICT, WITHOUT ROWID;
-"];
+";
 
 const DATABASE: &str = "review.db";
 const BUSY: Duration = Duration::from_secs(5);
@@ -221,6 +224,10 @@ pub trait Store: Send + Sync + 'static {
     fn counts(&self) -> Result<Vec<Count>>;
     /// One picture of an anomaly.
     fn object(&self, id: Uuid, name: ObjectName) -> Result<Option<Object>>;
+    /// Keeps a line's report; when it returns, the report is on disk. Kind usage: it is not taken.
+    fn insert_report(&self, report: &LineReport) -> Result<Inserted>;
+    /// Every line that has ever reported, by name.
+    fn lines(&self) -> Result<Vec<LineNow>>;
 }
 
 /// SQLite and files in one directory.
@@ -436,6 +443,14 @@ impl Store for SqliteStore {
         let Some(sha256) = sha256 else { return Ok(None) };
         let bytes = fs::read(self.object_dir(id).join(name.file_name())).failed(cannot)?;
         Ok(Some(Object { bytes, sha256 }))
+    }
+
+    fn insert_report(&self, report: &LineReport) -> Result<Inserted> {
+        reports::insert(&mut lock(&self.writer), report, Timestamp::now(), Keep::default())
+    }
+
+    fn lines(&self) -> Result<Vec<LineNow>> {
+        reports::lines(&lock(&self.reader), Timestamp::now())
     }
 }
 
