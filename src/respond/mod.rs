@@ -2,12 +2,23 @@
 //!
 //! Invariants:
 //! 1. Handing an answer over never waits: it goes onto a bounded queue; when that is full the answer is counted as not sent
-//!    and the receiver, which takes silence for a reject, is right.
+//!    and the receiver, which takes silence for a reject, is right (`a_full_queue_is_counted_and_nobody_waits` in
+//!    tests/respond.rs).
+
+mod link;
+mod mqtt;
+mod options;
+
+pub use mqtt::{EXPIRES, HEARTBEATS_MISSED, Mqtt, MqttStatus, Times};
+pub use options::MqttOptions;
 
 use crate::event::Verdict;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
+
+/// Version of the messages' layout. Receivers ignore unknown fields, and take a message of another version for a reject.
+pub const SCHEMA: u32 = 1;
 
 /// The answer for one part. Everything but `pass` means: take it off the belt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
