@@ -303,7 +303,7 @@ fn read_token(path: &Path) -> Result<String> {
 }
 
 /// The user's state folder, as the XDG base directory specification has it.
-fn default_spool() -> Result<PathBuf> {
+pub(super) fn default_spool() -> Result<PathBuf> {
     let absolute = |v: &str| std::env::var_os(v).map(PathBuf::from).filter(|p| p.is_absolute());
     let state = absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|h| h.join(".local/state")))

@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod evaluate;
 mod inspect;
+mod ledger;
 mod model;
 mod review;
 mod status;
@@ -34,6 +35,8 @@ pub enum Command {
     Bench(bench::Arguments),
     /// Check what this machine has and say what is missing.
     Doctor(doctor::Arguments),
+    /// List, export and check the ledger: a row for each part.
+    Ledger(ledger::Arguments),
     /// Look at a model package, check it, calibrate it for another device.
     Model(model::Arguments),
 }
@@ -49,6 +52,7 @@ pub fn run(command: Command) -> Result<u8> {
         Command::Status(a) => status::run(a),
         Command::Bench(a) => bench::run(a),
         Command::Doctor(a) => doctor::run(a),
+        Command::Ledger(a) => ledger::run(a),
         Command::Model(a) => model::run(a),
     }
 }

@@ -3,20 +3,38 @@
 //!
 //! Threads: "deliver-writer" ([`writer`]) owns the only connection that writes; "deliver-upload" ([`uploader`]) reads the
 //! spool through a connection of its own and reports each outcome to the writer. [`Deliver`] is the handle of the line's
-//! thread: it puts records on a bounded channel. When that is full the caller waits, and the wait is counted.
+//! thread: it puts records on a bounded channel. When that is full the caller waits, and the wait is counted. A third thread,
+//! "deliver-report" ([`reports`]), sends line reports.
+//!
+//! Lines that were started with [`Deliver::resume`] have part numbers that go on over runs, and a [`journal`]: a record is in
+//! it when [`Deliver::record`] returns. Others (`inspect`) count from 0 in each run and have none. What the ledger says is
+//! read by [`ledger`] and checked by [`audit`], which need no handle.
 //!
 //! Invariants, each with the test that holds it:
 //! 1. What was committed survives a SIGKILL at any moment and is delivered later under the same id:
 //!    `killed_at_any_moment_nothing_committed_is_lost` (tests/delivery.rs).
 //! 2. A failed write refuses new records with its cause, keeps those it took, and goes on when the disk has room again:
-//!    `full_disk_refuses_and_recovers` (tests/delivery.rs).
+//!    `full_disk_refuses_and_recovers` (tests/delivery.rs). Records of a line with a journal are taken until that is full:
+//!    `a_full_disk_does_not_stop_a_line` (tests/ledger.rs).
 //! 3. One process at a time has the database: `two_owners_are_refused`.
 //! 4. `drain` returns when the spool is empty, or when nothing was delivered for its patience:
 //!    `refused_connection_keeps_everything` (tests/delivery.rs).
-//! 5. No secret is printed: `debug_of_an_endpoint_hides_secrets`.
+//! 5. Entry in the journal and hand-over to the writer happen under one lock, so both have a line's records in one order.
+//!    Lock order: `starting`, `journals`, one journal's.
 
+pub mod audit;
+mod chain;
 mod database;
+mod journal;
+#[cfg(test)]
+mod journal_tests;
+pub mod ledger;
+mod options;
 mod picture;
+mod reports;
+mod resume;
+mod retain;
+mod schema;
 #[cfg(test)]
 mod spool_model;
 #[cfg(test)]
@@ -25,23 +43,29 @@ mod uploader;
 mod wire;
 mod writer;
 
-use std::fmt;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TrySendError, bounded};
 use jiff::Timestamp;
-use url::Url;
 use uuid::Uuid;
 
 use crate::error::{Context, Error, Result};
-use crate::event::{Event, LedgerRow};
+use crate::event::{Event, LedgerRow, LineReport};
 
+pub use chain::Interrupted;
 use database::Database;
+use journal::Journal;
+pub use options::{Config, Drained, Endpoint, Limits, Status};
+pub use reports::ReportsKept;
+use reports::{Book, Reporter};
+pub use resume::{Resumed, STOPPED_BEFORE_PICTURE};
+pub use retain::Retention;
 use uploader::Uploader;
 use writer::{Message, Taken, Writer};
 
@@ -83,112 +107,6 @@ pub struct Record {
     pub anomaly: Option<Anomaly>,
 }
 
-/// Where anomalies go.
-#[derive(Clone)]
-pub struct Endpoint {
-    /// `http` or `https`. A URL without a path, or with one that ends in `/`, is a base: anomalies are posted to
-    /// `api/v1/anomalies` below it. Any other path is used as it stands (`http://host/hook`). Proxies named in
-    /// the environment are used, but never for this machine's own addresses.
-    pub url: Url,
-    /// Sent as `Authorization: Bearer`.
-    pub token: Option<String>,
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let token = self.token.as_ref().map(|_| "***");
-        f.debug_struct("Endpoint").field("url", &wire::shown(&self.url)).field("token", &token).finish()
-    }
-}
-
-/// What [`Deliver::open`] needs to know.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The SQLite file; made, with its folder, when it is not there. `<database>.lock` beside it is locked meanwhile.
-    pub database: PathBuf,
-    /// The run of this process: a recording that is inspected twice is two runs.
-    pub run: Uuid,
-    /// None: anomalies stay in the spool.
-    pub endpoint: Option<Endpoint>,
-}
-
-/// The times that govern delivery. Tests shrink them; the program uses the default.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// A ledger row is committed at most this long after it was recorded.
-    pub batch: Duration,
-    /// The pause after the first failure; it doubles with each further one, with jitter.
-    pub retry_first: Duration,
-    /// The longest pause, and the pace for anomalies that the endpoint refuses.
-    pub retry_slowest: Duration,
-    /// The longest that a `Retry-After` is obeyed.
-    pub retry_after_most: Duration,
-    /// Time for a connection to stand.
-    pub connect: Duration,
-    /// Time for a whole request with its response.
-    pub request: Duration,
-    /// How often a failed write is tried again.
-    pub write_again: Duration,
-    /// Bytes left free on the disk and in the file: with less, records are refused, so that there is room to record deliveries.
-    pub reserve: u64,
-    /// Most pages of 4096 bytes that the database may have; None: as many as the disk holds.
-    pub pages: Option<u32>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            batch: Duration::from_millis(200),
-            retry_first: Duration::from_millis(200),
-            retry_slowest: Duration::from_secs(30),
-            retry_after_most: Duration::from_secs(300),
-            connect: Duration::from_secs(5),
-            request: Duration::from_secs(30),
-            write_again: Duration::from_secs(1),
-            reserve: 32 << 20,
-            pages: None,
-        }
-    }
-}
-
-/// Counters since the database was opened, except `waiting` and `set_aside`, which are what the spool holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Status {
-    /// Ledger rows committed.
-    pub recorded: u64,
-    /// Anomalies committed to the spool.
-    pub spooled: u64,
-    /// Anomalies acknowledged with a 2xx, those of earlier runs included.
-    pub delivered: u64,
-    /// Anomalies in the spool.
-    pub waiting: u64,
-    /// Those of `waiting` that the endpoint refuses; they are tried at the slowest pace.
-    pub set_aside: u64,
-    /// Requests made.
-    pub attempts: u64,
-    /// HTTP body bytes acknowledged with a 2xx.
-    pub bytes_uploaded: u64,
-    /// Why the latest failed attempt failed; none once the spool is empty.
-    pub last_error: Option<String>,
-    /// Times a caller waited because a channel was full.
-    pub channel_waits: u64,
-    /// Anomalies that left with placeholder pictures.
-    pub picture_failures: u64,
-    /// Rows left out because the ledger already had that part of the run.
-    pub ledger_conflicts: u64,
-    /// Why nothing can be written at the moment.
-    pub write_error: Option<String>,
-}
-
-/// What [`Deliver::drain`] achieved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drained {
-    pub delivered: u64,
-    pub waiting: u64,
-    pub bytes_uploaded: u64,
-    pub last_error: Option<String>,
-}
-
 /// What the threads tell each other; the two locks are never held together.
 #[derive(Default)]
 struct Shared {
@@ -202,6 +120,11 @@ struct Shared {
     channel_waits: AtomicU64,
     picture_failures: AtomicU64,
     ledger_conflicts: AtomicU64,
+    reports_waiting: AtomicU64,
+    reports_delivered: AtomicU64,
+    reports_dropped: AtomicU64,
+    report_bytes: AtomicU64,
+    retained_away: AtomicU64,
     stopping: AtomicBool,
     last_error: Mutex<Option<String>>,
     write_error: Mutex<Option<String>>,
@@ -260,8 +183,17 @@ pub struct Deliver {
     progress: Receiver<()>,
     wake: Sender<()>,
     writer: Option<JoinHandle<()>>,
-    uploader: Option<(JoinHandle<()>, Receiver<()>)>,
+    wake_reporter: Sender<()>,
+    /// Uploading threads, and channels that close when they have ended.
+    uploaders: Vec<(JoinHandle<()>, Receiver<()>)>,
     uploads: bool,
+    /// The endpoint can have line reports.
+    reports: bool,
+    run: Uuid,
+    /// Held while a line is started: one at a time.
+    starting: Mutex<()>,
+    /// Of the lines that were resumed. Never held while something is waited for.
+    journals: RwLock<HashMap<String, Arc<Journal>>>,
     /// Last, so that the next owner comes after the writer has ended.
     _lock: File,
 }
@@ -282,12 +214,29 @@ impl Deliver {
         let (waiting, aside) = database.depth().failed(|| format!("cannot read \"{}\"", path.display()))?;
         shared.waiting.store(waiting, Relaxed);
         shared.set_aside.store(aside, Relaxed);
+        let book = Book::open(&database).failed(|| format!("cannot read \"{}\"", path.display()))?;
+        shared.reports_waiting.store(book.waiting, Relaxed);
 
         let (records, records_in) = bounded(RECORDS_WAITING);
         let (outcomes, outcomes_in) = bounded(1);
         let (wake, wake_in) = bounded(1);
+        let (wake_reporter, wake_reporter_in) = bounded(1);
         let (progress_out, progress) = bounded(1);
+        let reports = sender.as_ref().is_some_and(wire::Client::takes_reports);
         let reader = sender.is_some().then(|| database::Reader::open(&path)).transpose()?;
+        let reporter = match (&config.endpoint, reports) {
+            (Some(endpoint), true) => Some(Reporter {
+                client: wire::Client::new(endpoint, &limits)?,
+                reader: database::Reader::open(&path)?,
+                outcomes: outcomes.clone(),
+                wake: wake_reporter_in,
+                shared: shared.clone(),
+                limits: limits.clone(),
+                failures: 0,
+                said: false,
+            }),
+            _ => None,
+        };
 
         let writer = Writer {
             database,
@@ -295,9 +244,14 @@ impl Deliver {
             records: records_in,
             outcomes: outcomes_in,
             wake: wake.clone(),
+            wake_reporter: wake_reporter.clone(),
             progress: progress_out,
             shared: shared.clone(),
             limits: limits.clone(),
+            book,
+            lines: BTreeSet::new(),
+            retain_at: limits.retention.is_limited().then(Instant::now),
+            held: false,
         };
         let writer = thread("deliver-writer", move || writer.run())?;
         let mut deliver = Deliver {
@@ -307,40 +261,113 @@ impl Deliver {
             progress,
             wake,
             writer: Some(writer),
-            uploader: None,
+            wake_reporter,
+            uploaders: Vec::new(),
             uploads: sender.is_some(),
+            reports,
+            run: config.run,
+            starting: Mutex::default(),
+            journals: RwLock::default(),
             _lock: lock,
         };
         if let (Some(client), Some(reader)) = (sender, reader) {
             let uploader = Uploader::new(client, reader, outcomes, wake_in, deliver.shared.clone(), limits);
-            let (ended, ended_in) = bounded::<()>(1);
-            let run = move || {
-                uploader.run();
-                drop(ended);
-            };
-            deliver.uploader = Some((thread("deliver-upload", run)?, ended_in));
+            deliver.start("deliver-upload", move || uploader.run())?;
+        }
+        if let Some(reporter) = reporter {
+            deliver.start("deliver-report", move || reporter.run())?;
         }
         Ok(deliver)
     }
 
+    fn start(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let (ended, ended_in) = bounded::<()>(1);
+        let run = move || {
+            run();
+            drop(ended);
+        };
+        self.uploaders.push((thread(name, run)?, ended_in));
+        Ok(())
+    }
+
+    /// Starts a line whose part numbers go on over runs: brings over what an unclean stop left in its journal, and says which
+    /// number comes next. To be called before the line's first [`Deliver::record`]; waits for the disk. For a line that is
+    /// running already it only says the next number (one more than the highest recorded).
+    pub fn resume(&self, line: &str) -> Result<Resumed> {
+        let _one = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(journal) = self.journal(line) {
+            return Ok(Resumed { next_part: journal.next(), interrupted: None });
+        }
+        let (done, answer) = bounded(1);
+        self.send_message(Message::Resume { line: line.to_owned(), done }, true)?;
+        let (journal, resumed) = answer.recv().map_err(|_| self.shared.stopped())??;
+        self.journals.write().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned(), journal);
+        Ok(resumed)
+    }
+
+    fn journal(&self, line: &str) -> Option<Arc<Journal>> {
+        self.journals.read().unwrap_or_else(PoisonError::into_inner).get(line).cloned()
+    }
+
     /// Hands a part over; it is committed soon after, an anomaly together with every row before it. Waits only while the
-    /// channel is full. An error means that this record was not taken because nothing can be written (the cause is in it).
-    pub fn record(&self, record: Record) -> Result<()> {
+    /// channel or the journal is full and the writer makes room. When it returns Ok, a part of a line that was resumed is in the line's journal: it is safe against the
+    /// end of this process, and may be answered. An error means that this record was not taken (the cause is in it): nothing
+    /// can be written, and the journal is full or there is none.
+    pub fn record(&self, mut record: Record) -> Result<()> {
         let at = Timestamp::now();
+        if let Some(anomaly) = &mut record.anomaly {
+            finite(&mut anomaly.event);
+        }
+        let Some(journal) = self.journal(&record.row.line) else { return self.hand_over(record, at, None) };
+        let mut inner = journal.lock();
+        let mut waited = false;
+        let seq = loop {
+            let event = record.anomaly.as_ref().map(|anomaly| &anomaly.event);
+            if let Some(seq) = journal.put(&mut inner, self.run, at, &record.row, event)? {
+                break seq;
+            }
+            // a writer that cannot write does not make room; one that is only slow does
+            self.shared.check().map_err(|cause| journal.full().because(cause))?;
+            if self.writer.as_ref().is_none_or(JoinHandle::is_finished) {
+                return Err(self.shared.stopped());
+            }
+            if !std::mem::replace(&mut waited, true) {
+                add(&self.shared.channel_waits, 1);
+            }
+            inner = journal.wait(inner, LOOK);
+        };
+        self.hand_over(record, at, Some((journal.clone(), seq)))
+    }
+
+    fn hand_over(&self, record: Record, at: Timestamp, entry: Option<(Arc<Journal>, u64)>) -> Result<()> {
+        let kept = entry.is_some();
         let place = match record.anomaly {
             None => None,
             Some(_) => {
-                self.send(&self.places.0, ())?;
+                self.send(&self.places.0, (), kept)?;
                 Some(Place(self.places.1.clone()))
             }
         };
-        self.send_record(Message::Record(Box::new(Taken { record, at, place })))
+        self.send_message(Message::Record(Box::new(Taken { record, at, place, entry })), kept)
+    }
+
+    /// Stores a line report and has it sent. `run`, `seq`, `rows` and `chain` are filled in here; `calibration` may be passed
+    /// each time: it is sent once for each model, run and line. Without an endpoint, or with one that has a path of its own,
+    /// nothing happens. While the database cannot be written reports are dropped and counted; never waits for the disk.
+    pub fn report(&self, report: LineReport) {
+        let sent = match &self.records {
+            Some(records) if self.reports => records.try_send(Message::Report(Box::new(report))).is_ok(),
+            _ => !self.reports,
+        };
+        if !sent {
+            add(&self.shared.reports_dropped, 1);
+        }
     }
 
     /// Returns when all that was recorded so far is on the disk.
     pub fn flush(&self) -> Result<()> {
         let (done, answer) = bounded(1);
-        self.send_record(Message::Flush(done))?;
+        self.send_message(Message::Flush(done), false)?;
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(()) => return Ok(()),
@@ -365,11 +392,17 @@ impl Deliver {
             channel_waits: s.channel_waits.load(Relaxed),
             picture_failures: s.picture_failures.load(Relaxed),
             ledger_conflicts: s.ledger_conflicts.load(Relaxed),
+            reports_waiting: s.reports_waiting.load(Relaxed),
+            reports_delivered: s.reports_delivered.load(Relaxed),
+            reports_dropped: s.reports_dropped.load(Relaxed),
+            report_bytes: s.report_bytes.load(Relaxed),
+            retained_away: s.retained_away.load(Relaxed),
             write_error: Shared::get(&s.write_error),
         }
     }
 
-    /// Commits everything, waits until the spool is empty or nothing was delivered for `patience`, and stops the threads.
+    /// Commits everything, waits until spool and line reports are delivered or nothing was for `patience`, and stops the
+    /// threads; lines that were resumed are marked as cleanly stopped.
     /// What still waits stays on the disk, for the next run. Without an endpoint it does not wait.
     pub fn drain(mut self, patience: Duration) -> Result<Drained> {
         let mut since = Instant::now();
@@ -388,21 +421,26 @@ impl Deliver {
                 return Err(e);
             }
         }
-        while self.uploads && self.shared.waiting.load(Relaxed) > 0 && progress(patience) {}
+        let left =
+            || self.shared.waiting.load(Relaxed) + self.shared.reports_waiting.load(Relaxed) * u64::from(self.reports);
+        while self.uploads && left() > 0 && progress(patience) {}
         self.stop();
         let Status { delivered, waiting, bytes_uploaded, last_error, .. } = self.status();
         Ok(Drained { delivered, waiting, bytes_uploaded, last_error })
     }
 
-    fn send_record(&self, message: Message) -> Result<()> {
+    fn send_message(&self, message: Message, kept: bool) -> Result<()> {
         match &self.records {
-            Some(records) => self.send(records, message),
+            Some(records) => self.send(records, message, kept),
             None => Err(self.shared.stopped()),
         }
     }
 
-    fn send<T>(&self, channel: &Sender<T>, value: T) -> Result<()> {
-        self.shared.check()?;
+    /// `kept`: it is in a journal, and taken although nothing can be written.
+    fn send<T>(&self, channel: &Sender<T>, value: T, kept: bool) -> Result<()> {
+        if !kept {
+            self.shared.check()?;
+        }
         let mut value = match channel.try_send(value) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(value)) => value,
@@ -415,7 +453,9 @@ impl Deliver {
                 Err(SendTimeoutError::Timeout(back)) => value = back,
                 Err(SendTimeoutError::Disconnected(_)) => return Err(self.shared.stopped()),
             }
-            self.shared.check()?;
+            if !kept {
+                self.shared.check()?;
+            }
             if self.writer.as_ref().is_none_or(JoinHandle::is_finished) {
                 return Err(self.shared.stopped());
             }
@@ -426,10 +466,12 @@ impl Deliver {
     fn stop(&mut self) {
         self.shared.stopping.store(true, Relaxed);
         let _ = self.wake.try_send(());
-        if let Some((thread, ended)) = self.uploader.take()
-            && ended.recv_timeout(STOP_PATIENCE) == Err(RecvTimeoutError::Disconnected)
-        {
-            let _ = thread.join();
+        let _ = self.wake_reporter.try_send(());
+        let until = Instant::now() + STOP_PATIENCE;
+        for (thread, ended) in self.uploaders.drain(..) {
+            if ended.recv_deadline(until) == Err(RecvTimeoutError::Disconnected) {
+                let _ = thread.join();
+            }
         }
         self.records = None;
         if let Some(thread) = self.writer.take() {
@@ -442,6 +484,17 @@ impl Drop for Deliver {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// JSON has no word for what is not finite; a receiver would refuse the event for ever.
+fn finite(event: &mut Event) {
+    for number in [&mut event.score, &mut event.confidence, &mut event.threshold] {
+        if !number.is_finite() {
+            event.reasons.push(format!("a score was {number}"));
+            *number = if *number == f32::NEG_INFINITY { f32::MIN } else { f32::MAX };
+        }
+    }
+    event.regions.iter_mut().filter(|r| !r.score.is_finite()).for_each(|r| r.score = f32::MAX);
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -22,6 +22,10 @@ pub(super) fn panicked() -> Error {
     Error::failed("the encoder panicked")
 }
 
+pub(super) fn no_room() -> Error {
+    Error::failed("the disk is full")
+}
+
 /// Pictures that can be sent.
 pub(super) fn checked(pictures: Pictures) -> Result<Pictures> {
     let Pictures { frame_jpeg, heatmap_png, normal_jpeg } = &pictures;

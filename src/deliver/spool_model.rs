@@ -1,4 +1,4 @@
-//! The spool against a model that fits on a page: random operations, the same answers.
+//! Spool and ledger against a model that fits on a page: random operations, the same answers, a chain that verifies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::database::{Database, Outcome, Reader, Ready, ReadyAnomaly, fresh};
+use super::ledger::Ledger;
+use super::retain::Retention;
 use super::tests::{pictures, row, sample};
 use crate::deliver::Pictures;
 
@@ -18,6 +20,7 @@ enum Operation {
     Deliver { which: usize },
     Fail { which: usize, aside: bool },
     DeliverUnknown,
+    Retain { rows: u64 },
     Reopen,
 }
 
@@ -29,6 +32,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => any::<usize>().prop_map(|which| Operation::Deliver { which }),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(which, aside)| Operation::Fail { which, aside }),
         1 => Just(Operation::DeliverUnknown),
+        1 => (0u64..20).prop_map(|rows| Operation::Retain { rows }),
         2 => Just(Operation::Reopen),
     ]
 }
@@ -58,7 +62,7 @@ fn check(model: &Model, database: &Database, reader: &Reader, path: &std::path::
 
     let ledger: BTreeMap<u64, bool> = rusqlite::Connection::open(path)
         .unwrap()
-        .prepare("SELECT part, delivered_at IS NOT NULL FROM ledger")
+        .prepare("SELECT part, delivered_at IS NOT NULL FROM ledger WHERE part >= 0")
         .unwrap()
         .query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)))
         .unwrap()
@@ -71,6 +75,15 @@ fn check(model: &Model, database: &Database, reader: &Reader, path: &std::path::
         .query_row("SELECT count(*) FROM pictures WHERE seq NOT IN (SELECT seq FROM spool)", [], |row| row.get(0))
         .unwrap();
     assert_eq!(orphans, 0);
+    let ledger = Ledger::open(path).unwrap();
+    for line in ledger.lines().unwrap() {
+        let verified = ledger.verify(&line, None).unwrap();
+        assert_eq!((verified.wrong, verified.rows), (None, model.rows.len() as u64));
+        // but for anomalies whose verdict says pass, which the model does not mind
+        let reconciled = ledger.reconcile(&line).unwrap();
+        assert_eq!(reconciled.triggered, model.rows.len() as u64);
+        assert_eq!(reconciled.spooled, reconciled.delivered + reconciled.waiting);
+    }
 }
 
 proptest! {
@@ -84,11 +97,13 @@ proptest! {
         let mut reader = Reader::open(&path).unwrap();
         let mut batch = Vec::new();
         let mut model = Model::default();
-        for (part, operation) in operations.into_iter().enumerate() {
-            let part = part as u64;
+        let (mut next, mut committed) = (0, 0);
+        for operation in operations {
+            let part = next;
+            next += u64::from(matches!(operation, Operation::Good | Operation::Anomaly { .. }));
             match operation {
                 Operation::Good => {
-                    batch.push(Ready { row: row(part), anomaly: None });
+                    batch.push(Ready { row: row(part), anomaly: None, entry: None });
                     model.open_rows.push(part);
                 }
                 Operation::Anomaly { size } => {
@@ -97,7 +112,7 @@ proptest! {
                     let pictures = Pictures { frame_jpeg: vec![1; size], ..pictures() };
                     let at = spooled.spooled_at;
                     let anomaly = ReadyAnomaly { id: event.id, event: spooled.event, pictures, spooled_at: at };
-                    batch.push(Ready { row: row(part), anomaly: Some(anomaly) });
+                    batch.push(Ready { row: row(part), anomaly: Some(anomaly), entry: None });
                     model.open_rows.push(part);
                     model.open_spool.push((event.id, part, size, 0, false));
                 }
@@ -106,6 +121,7 @@ proptest! {
                     batch.clear();
                     prop_assert_eq!(added.rows, model.open_rows.len() as u64);
                     prop_assert_eq!(added.spooled, model.open_spool.len() as u64);
+                    committed = next;
                     model.rows.extend(model.open_rows.drain(..));
                     let mut open = std::mem::take(&mut model.open_spool);
                     model.spool.append(&mut open);
@@ -131,10 +147,29 @@ proptest! {
                     let outcome = Outcome::Delivered { at: Timestamp::now() };
                     prop_assert!(!database.settle(Uuid::now_v7(), &outcome).unwrap());
                 }
+                // the oldest go, and what waits stays with all after it
+                Operation::Retain { rows } => {
+                    let retention = Retention { rows: Some(rows), ..Retention::default() };
+                    database.retain(run, &retention, Timestamp::now()).unwrap();
+                    let left: BTreeSet<u64> = rusqlite::Connection::open(&path)
+                        .unwrap()
+                        .prepare("SELECT part FROM ledger WHERE part >= 0")
+                        .unwrap()
+                        .query_map([], |row| Ok(row.get::<_, i64>(0)? as u64))
+                        .unwrap()
+                        .map(Result::unwrap)
+                        .collect();
+                    let oldest = left.first().copied().unwrap_or(u64::MAX);
+                    prop_assert!(model.spool.iter().all(|item| left.contains(&item.1)));
+                    prop_assert_eq!(&left, &model.rows.iter().copied().filter(|part| *part >= oldest).collect());
+                    model.rows = left;
+                    model.delivered.retain(|part| model.rows.contains(part));
+                }
                 // what was not committed is gone, what was is not
                 Operation::Reopen => {
                     drop((database, reader));
                     batch.clear();
+                    next = committed;
                     (model.open_rows, model.open_spool) = Default::default();
                     database = Database::open(&path, None).unwrap();
                     reader = Reader::open(&path).unwrap();

@@ -269,5 +269,5 @@ fn a_newer_schema_is_refused() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let config = Config { database: path.clone(), run: Uuid::now_v7(), endpoint: None };
     let e = Deliver::open(config).err().unwrap().to_string();
-    assert_eq!(e, format!("\"{}\" was written by a newer linesight (schema 7, this one knows 1)", path.display()));
+    assert_eq!(e, format!("\"{}\" was written by a newer linesight (schema 7, this one knows 2)", path.display()));
 }

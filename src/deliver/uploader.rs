@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::database::{Outcome, Reader, Spooled};
 use super::wire::{Answer, Client};
-use super::writer::Settle;
+use super::writer::{Settle, SettleAnomaly};
 use super::{Limits, Shared, add};
 
 /// Failures of the oldest anomaly after which the next one is tried in between, to learn whose fault it is.
@@ -176,6 +176,10 @@ impl Uploader {
                 self.refused(item, &why);
                 (Outcome::Failed { error: why, next_try: later(wait), aside: true }, 0)
             }
+            // only reports are answered so
+            Answer::Unknown { why } => {
+                (Outcome::Failed { error: why, next_try: later(self.limits.retry_slowest), aside: true }, 0)
+            }
             // says nothing about the fresh ones, which are tried for themselves
             Answer::Failed { why, after: None, .. } if item.aside => {
                 self.failed(&why);
@@ -257,8 +261,8 @@ impl Uploader {
         let (id, was_aside) = (item.id, item.aside);
         loop {
             let (done, answer) = bounded(1);
-            let settle = Settle { id, outcome: outcome.clone(), was_aside, bytes, done };
-            if self.outcomes.send(settle).is_err() {
+            let settle = SettleAnomaly { id, outcome: outcome.clone(), was_aside, bytes, done };
+            if self.outcomes.send(Settle::Anomaly(settle)).is_err() {
                 return false;
             }
             match answer.recv() {
@@ -278,18 +282,18 @@ impl Uploader {
 }
 
 /// The pause after so many failures: doubling, and up to a half shorter by chance so that lines do not march in step.
-fn delay(limits: &Limits, failures: u32, chance: f64) -> Duration {
+pub(super) fn delay(limits: &Limits, failures: u32, chance: f64) -> Duration {
     let doubled = limits.retry_first.saturating_mul(1 << failures.saturating_sub(1).min(20));
     doubled.min(limits.retry_slowest).mul_f64(1.0 - 0.5 * chance)
 }
 
 /// 0..1, from the standard library's hash seeds.
-fn random() -> f64 {
+pub(super) fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0) as f64 / u64::MAX as f64
 }
 
-fn later(wait: Duration) -> Timestamp {
+pub(super) fn later(wait: Duration) -> Timestamp {
     let now = Timestamp::now();
     now.checked_add(wait).unwrap_or(now)
 }

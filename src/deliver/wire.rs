@@ -35,6 +35,8 @@ pub(super) enum Answer {
     Taken { bytes: u64 },
     /// The endpoint would refuse this one again, until a person changes something.
     Refused { why: String, after: Option<Duration> },
+    /// The endpoint has nothing at this place; of reports only.
+    Unknown { why: String },
     /// May well succeed later.
     Failed { why: String, after: Option<Duration>, connected: bool },
 }
@@ -43,6 +45,8 @@ pub(super) enum Answer {
 pub(super) struct Client {
     client: reqwest::blocking::Client,
     url: Url,
+    /// What the paths are added to; none when the URL names a place of its own.
+    base: Option<Url>,
     token: Option<String>,
     request: Duration,
     retry_after_most: Duration,
@@ -51,6 +55,7 @@ pub(super) struct Client {
 impl Client {
     pub fn new(endpoint: &Endpoint, limits: &Limits) -> Result<Client> {
         let url = target(&endpoint.url)?;
+        let base = endpoint.url.path().ends_with('/').then(|| endpoint.url.clone());
         let mut headers = HeaderMap::new();
         if let Some(token) = &endpoint.token {
             if !url.username().is_empty() || url.password().is_some() {
@@ -82,7 +87,7 @@ impl Client {
             Error::failed("cannot prepare the HTTP client").because(e).hint("install the package ca-certificates")
         })?;
         let token = endpoint.token.clone();
-        Ok(Client { client, url, token, request: limits.request, retry_after_most: limits.retry_after_most })
+        Ok(Client { client, url, base, token, request: limits.request, retry_after_most: limits.retry_after_most })
     }
 
     /// The endpoint, for a log line.
@@ -106,11 +111,46 @@ impl Client {
             .body(body);
         match request.send() {
             Ok(response) => self.judge(response, bytes),
-            Err(e) => {
-                let connected = !e.is_connect();
-                Answer::Failed { why: self.tidy(&chain(e.without_url())), after: None, connected }
-            }
+            Err(e) => self.unanswered(e),
         }
+    }
+
+    /// Whether the endpoint can have line reports: one with a path of its own is a plain sink of anomalies.
+    pub fn takes_reports(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Sends one line report once.
+    pub fn send_report(&self, line: &str, key: &str, report: &str) -> Answer {
+        let target = self.base.clone().and_then(|mut url| {
+            url.set_fragment(None);
+            url.path_segments_mut().ok()?.pop_if_empty().extend(["api", "v1", "lines", line, "report"]);
+            Some(url)
+        });
+        // a key goes into a header
+        let key = HeaderValue::from_str(key).or_else(|_| HeaderValue::from_str(&escaped(key)));
+        let (Some(url), Ok(key)) = (target, key) else {
+            return Answer::Unknown { why: "the endpoint has a path of its own".into() };
+        };
+        let request = self
+            .client
+            .post(url)
+            .timeout(self.request)
+            .header("Idempotency-Key", key)
+            .header(CONTENT_TYPE, "application/json")
+            .body(report.to_owned());
+        match request.send() {
+            Ok(response) => match response.status().as_u16() {
+                status @ (404 | 405 | 501) => Answer::Unknown { why: format!("{status}") },
+                _ => self.judge(response, report.len() as u64),
+            },
+            Err(e) => self.unanswered(e),
+        }
+    }
+
+    fn unanswered(&self, e: reqwest::Error) -> Answer {
+        let connected = !e.is_connect();
+        Answer::Failed { why: self.tidy(&chain(e.without_url())), after: None, connected }
     }
 
     fn judge(&self, response: reqwest::blocking::Response, bytes: u64) -> Answer {
@@ -140,6 +180,11 @@ impl Client {
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(QUOTED).collect();
         text.trim().to_owned()
     }
+}
+
+/// With everything but ASCII letters and digits written as in a URL.
+fn escaped(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
 #[derive(Debug, PartialEq)]

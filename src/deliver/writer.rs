@@ -9,9 +9,12 @@
 //! 3. Pictures that cannot be encoded, or whose encoder panics, do not stop the event: `an_anomaly_without_pictures_leaves`.
 //! 4. `Limits::reserve` is left free on the disk, because recording a delivery takes room before it makes room:
 //!    `spool_that_filled_its_disk_drains` (tests/delivery.rs).
-//! 5. A batch that cannot be written is kept and tried again; meanwhile nothing more is taken:
-//!    `full_disk_refuses_and_recovers` (tests/delivery.rs).
+//! 5. A batch that cannot be written is kept and tried again; meanwhile only records with an entry in a journal are added,
+//!    and beyond [`HELD_BYTES`] without their pictures: `full_disk_refuses_and_recovers` (tests/delivery.rs),
+//!    `a_full_disk_does_not_stop_a_line` (tests/ledger.rs).
+//! 6. A line is marked as cleanly stopped only when all of it is committed: `a_clean_stop_leaves_no_window` (tests/ledger.rs).
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,14 +26,24 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::database::{Database, Outcome, Ready, ReadyAnomaly};
-use super::{Anomaly, Limits, Place, Record, Shared, add, picture};
+use super::journal::Journal;
+use super::reports::{self, Book, ReportOutcome};
+use super::resume::Resumed;
+use super::{Anomaly, Limits, Pictures, Place, Record, Shared, add, picture};
+use crate::event::LineReport;
 
 /// Rows that close a batch.
 const BATCH_ROWS: usize = 512;
 /// Bytes of pictures that close a batch.
 const BATCH_BYTES: usize = 8 << 20;
+/// Bytes of pictures of one write after a failed one.
+const PIECE_BYTES: usize = 1 << 20;
 /// How long a batch with an anomaly stays open for what is already waiting.
 const ANOMALY_BATCH: Duration = Duration::from_millis(20);
+/// Bytes of pictures that are held while nothing can be written.
+const HELD_BYTES: usize = 64 << 20;
+/// Time between two steps of a retention that has more to do.
+const NEXT_STEP: Duration = Duration::from_millis(500);
 /// How often a writer that cannot write looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -40,16 +53,38 @@ pub(super) struct Taken {
     pub at: Timestamp,
     /// Free again when the pictures are encoded.
     pub place: Option<Place>,
+    /// Its entry in the line's journal.
+    pub entry: Option<(Arc<Journal>, u64)>,
 }
+
+/// A line's journal and how it goes on.
+pub(super) type Started = crate::error::Result<(Arc<Journal>, Resumed)>;
 
 pub(super) enum Message {
     Record(Box<Taken>),
     /// Answered when all before it is committed.
     Flush(Sender<()>),
+    Resume {
+        line: String,
+        done: Sender<Started>,
+    },
+    Report(Box<LineReport>),
 }
 
-/// What the uploader reports; answered with whether it is committed.
-pub(super) struct Settle {
+/// What the uploading threads report; answered with whether it is committed.
+pub(super) enum Settle {
+    Anomaly(SettleAnomaly),
+    Report(SettleReport),
+}
+
+pub(super) struct SettleReport {
+    pub id: i64,
+    pub outcome: ReportOutcome,
+    pub bytes: u64,
+    pub done: Sender<bool>,
+}
+
+pub(super) struct SettleAnomaly {
     pub id: Uuid,
     pub outcome: Outcome,
     /// The item was set aside before.
@@ -64,9 +99,17 @@ pub(super) struct Writer {
     pub records: Receiver<Message>,
     pub outcomes: Receiver<Settle>,
     pub wake: Sender<()>,
+    pub wake_reporter: Sender<()>,
     pub progress: Sender<()>,
     pub shared: Arc<Shared>,
     pub limits: Limits,
+    pub book: Book,
+    /// Started in this process.
+    pub lines: BTreeSet<String>,
+    /// When retention looks again.
+    pub retain_at: Option<Instant>,
+    /// It was said that a waiting anomaly is in the way of retention.
+    pub held: bool,
 }
 
 #[derive(Default)]
@@ -75,6 +118,7 @@ struct Batch {
     /// Of their pictures.
     bytes: usize,
     flushes: Vec<Sender<()>>,
+    reports: Vec<LineReport>,
     /// When it must be committed.
     due: Option<Instant>,
     failed: bool,
@@ -83,19 +127,16 @@ struct Batch {
 impl Writer {
     pub fn run(mut self) {
         let mut batch = Batch::default();
-        let none = never();
         let mut outcomes = self.outcomes.clone();
         loop {
-            // a failed batch is not added to
-            let records = if batch.failed { &none } else { &self.records };
-            let wait = match batch.due {
+            let wait = match batch.due.into_iter().chain(self.retain_at).min() {
                 _ if batch.failed && self.shared.stopping() => Duration::ZERO,
                 Some(due) if batch.failed => due.saturating_duration_since(Instant::now()).min(LOOK),
                 Some(due) => due.saturating_duration_since(Instant::now()),
                 None => Duration::from_secs(3600),
             };
             select! {
-                recv(records) -> message => match message {
+                recv(self.records) -> message => match message {
                     Ok(message) => self.take(message, &mut batch),
                     Err(_) => return self.end(batch),
                 },
@@ -111,19 +152,35 @@ impl Writer {
             if batch.due.is_some_and(|due| due <= Instant::now()) {
                 self.commit(&mut batch);
             }
+            if !batch.failed && self.retain_at.is_some_and(|at| at <= Instant::now()) {
+                self.retain();
+            }
         }
     }
 
-    fn take(&self, message: Message, batch: &mut Batch) {
+    fn take(&mut self, message: Message, batch: &mut Batch) {
         let now = Instant::now();
         let due = match message {
             Message::Flush(done) => {
                 batch.flushes.push(done);
                 now
             }
+            Message::Resume { line, done } => {
+                let started = self.database.resume(&line, self.run, self.limits.journal_slots);
+                if let Ok((_, resumed)) = &started {
+                    self.started(&line, resumed);
+                }
+                let _ = done.try_send(started);
+                return;
+            }
+            Message::Report(report) => {
+                batch.reports.push(*report);
+                now
+            }
             Message::Record(taken) => {
                 let urgent = taken.record.anomaly.is_some();
-                let ready = self.prepare(*taken);
+                let full = batch.failed && batch.bytes > HELD_BYTES;
+                let ready = self.prepare(*taken, full);
                 batch.bytes += ready.anomaly.as_ref().map_or(0, |anomaly| anomaly.pictures.bytes());
                 batch.ready.push(ready);
                 let full = batch.ready.len() >= BATCH_ROWS || batch.bytes >= BATCH_BYTES;
@@ -135,37 +192,47 @@ impl Writer {
                 }
             }
         };
-        batch.due = Some(batch.due.map_or(due, |earlier| earlier.min(due)));
+        // what failed is tried again at its own pace
+        if !batch.failed {
+            batch.due = Some(batch.due.map_or(due, |earlier| earlier.min(due)));
+        }
     }
 
-    fn prepare(&self, taken: Taken) -> Ready {
-        let Taken { record: Record { row, anomaly }, at, place } = taken;
+    fn started(&mut self, line: &str, resumed: &Resumed) {
+        self.lines.insert(line.to_owned());
+        let Some(interrupted) = &resumed.interrupted else { return };
+        let shared = &self.shared;
+        add(&shared.recorded, interrupted.recovered);
+        add(&shared.spooled, interrupted.placeholders);
+        add(&shared.waiting, interrupted.placeholders);
+        add(&shared.picture_failures, interrupted.placeholders);
+        let _ = self.wake.try_send(());
+    }
+
+    /// Encodes the pictures; `full`: there is no room for them.
+    fn prepare(&self, taken: Taken, full: bool) -> Ready {
+        let Taken { record: Record { row, anomaly }, at, place, entry } = taken;
         let anomaly = anomaly.map(|Anomaly { mut event, pictures }| {
-            let encoded = catch_unwind(AssertUnwindSafe(pictures)).unwrap_or_else(|_| Err(picture::panicked()));
+            let encode = || catch_unwind(AssertUnwindSafe(pictures)).unwrap_or_else(|_| Err(picture::panicked()));
+            let encoded: crate::error::Result<Pictures> = if full { Err(picture::no_room()) } else { encode() };
             let pictures = encoded.and_then(picture::checked).unwrap_or_else(|e| {
                 add(&self.shared.picture_failures, 1);
                 event.reasons.push(format!("picture could not be encoded: {e}"));
                 picture::placeholder(&mut event)
             });
-            // JSON has no word for these; a receiver would refuse the event for ever
-            for number in [&mut event.score, &mut event.confidence, &mut event.threshold] {
-                if !number.is_finite() {
-                    event.reasons.push(format!("a score was {number}"));
-                    *number = if *number == f32::NEG_INFINITY { f32::MIN } else { f32::MAX };
-                }
-            }
-            event.regions.iter_mut().filter(|r| !r.score.is_finite()).for_each(|r| r.score = f32::MAX);
             let json = serde_json::to_string(&event).unwrap_or_default();
             ReadyAnomaly { id: event.id, event: json, pictures, spooled_at: at }
         });
         drop(place);
-        Ready { row, anomaly }
+        Ready { row, anomaly, entry }
     }
 
     /// Adds rows, unless that would leave too little room for deliveries to be recorded.
     fn write(&mut self, ready: &[Ready]) -> Result<(), String> {
         let (reserve, room) = (self.limits.reserve, self.database.room().map_err(|e| e.to_string())?);
-        if room < reserve {
+        let pictures: usize = ready.iter().filter_map(|r| r.anomaly.as_ref()).map(|a| a.pictures.bytes()).sum();
+        // they take their room twice for a while: in the log and in the file
+        if room < reserve.saturating_add(2 * pictures as u64) && reserve > 0 {
             return Err(format!("{} MB are free on the disk, {} MB are kept in reserve", room >> 20, reserve >> 20));
         }
         let added = self.database.commit(self.run, ready).map_err(|e| e.to_string())?;
@@ -183,12 +250,29 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes a batch in one piece; what has gathered while nothing could be written in small ones, so that a write that does
+    /// not fit after all takes little of the room that deliveries need.
+    fn write_pieces(&mut self, batch: &mut Batch) -> Result<(), String> {
+        let most = if batch.failed { PIECE_BYTES } else { usize::MAX };
+        loop {
+            let mut bytes = 0;
+            let size = |ready: &Ready| ready.anomaly.as_ref().map_or(0, |anomaly| anomaly.pictures.bytes());
+            let fits = |ready: &&Ready| {
+                bytes += size(ready);
+                bytes <= most
+            };
+            let piece = batch.ready.iter().take(BATCH_ROWS).take_while(fits).count().max(1).min(batch.ready.len());
+            self.write(&batch.ready[..piece])?;
+            batch.ready.drain(..piece);
+            if batch.ready.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Writes the batch at once or, where that fails, anomaly by anomaly: there may be room for some.
     fn commit(&mut self, batch: &mut Batch) {
-        let mut result = self.write(&batch.ready);
-        if result.is_ok() {
-            batch.ready.clear();
-        }
+        let mut result = self.write_pieces(batch);
         while result.is_err() && batch.ready.len() > 1 {
             let first = batch.ready.iter().position(|ready| ready.anomaly.is_some());
             let piece = first.map_or(batch.ready.len(), |first| first + 1);
@@ -206,6 +290,7 @@ impl Writer {
                     Shared::set(&self.shared.write_error, None);
                     info!("writing works again; what was kept is committed");
                 }
+                self.store_reports(std::mem::take(&mut batch.reports));
                 for done in batch.flushes.drain(..) {
                     let _ = done.try_send(());
                 }
@@ -217,14 +302,65 @@ impl Writer {
                     error!(%database, error = e, "cannot write; records are refused until it works");
                 }
                 Shared::set(&self.shared.write_error, Some(e));
+                // there will be newer ones
+                add(&self.shared.reports_dropped, batch.reports.drain(..).len() as u64);
                 batch.failed = true;
+                batch.bytes = batch.ready.iter().filter_map(|r| r.anomaly.as_ref()).map(|a| a.pictures.bytes()).sum();
                 batch.due = Some(Instant::now() + self.limits.write_again);
             }
         }
     }
 
+    fn store_reports(&mut self, reports: Vec<LineReport>) {
+        for report in reports {
+            match self.book.store(&mut self.database, self.run, report, &self.limits.reports) {
+                Ok(gone) => add(&self.shared.reports_dropped, gone),
+                Err(e) => {
+                    add(&self.shared.reports_dropped, 1);
+                    debug!(error = %e, "a line report was not stored");
+                }
+            }
+            self.shared.reports_waiting.store(self.book.waiting, Relaxed);
+            let _ = self.wake_reporter.try_send(());
+        }
+    }
+
+    /// One step of retention, and when the next one is due.
+    fn retain(&mut self) {
+        let done = self.database.retain(self.run, &self.limits.retention, Timestamp::now());
+        let next = match &done {
+            Ok(removed) => {
+                add(&self.shared.retained_away, removed.rows);
+                if removed.held > 0 && !self.held {
+                    warn!(
+                        lines = removed.held,
+                        "the ledger cannot shrink: an old anomaly still waits for its delivery"
+                    );
+                }
+                self.held = removed.held > 0;
+                if removed.more && removed.rows > 0 { NEXT_STEP } else { self.limits.retain_every }
+            }
+            Err(e) => {
+                debug!(error = %e, "old ledger rows were not removed");
+                self.limits.retain_every
+            }
+        };
+        self.retain_at = Some(Instant::now() + next);
+    }
+
     fn settle(&mut self, settle: Settle) {
-        let Settle { id, outcome, was_aside, bytes, done } = settle;
+        let SettleAnomaly { id, outcome, was_aside, bytes, done } = match settle {
+            Settle::Anomaly(settle) => settle,
+            Settle::Report(SettleReport { id, outcome, bytes, done }) => {
+                let result = self.book.settle(&mut self.database, id, &outcome);
+                if result.is_ok() {
+                    reports::count(&self.shared, &self.book, &outcome, bytes);
+                    let _ = self.progress.try_send(());
+                }
+                let _ = done.try_send(result.is_ok());
+                return;
+            }
+        };
         let result = self.database.settle(id, &outcome);
         let shared = &self.shared;
         match (&result, &outcome) {
@@ -261,12 +397,22 @@ impl Writer {
         for message in left {
             self.take(message, &mut batch);
         }
-        if !batch.ready.is_empty() || !batch.flushes.is_empty() {
+        if !batch.ready.is_empty() || !batch.flushes.is_empty() || !batch.reports.is_empty() {
             self.commit(&mut batch);
+        }
+        if !batch.failed
+            && !self.lines.is_empty()
+            && let Err(e) = self.database.stop_cleanly(self.lines.iter().map(String::as_str))
+        {
+            error!(error = %e, "the clean stop could not be noted; the next start says that it was interrupted");
         }
         if batch.failed {
             let anomalies = batch.ready.iter().filter(|ready| ready.anomaly.is_some()).count();
-            error!(rows = batch.ready.len(), anomalies, "stopped without having written these");
+            let kept = batch.ready.iter().filter(|ready| ready.entry.is_some()).count();
+            error!(
+                rows = batch.ready.len(),
+                anomalies, kept, "stopped without having written these; the journals keep some"
+            );
         }
     }
 }

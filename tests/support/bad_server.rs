@@ -162,8 +162,11 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>, script: &Mutex<Box<Script>>) -> 
             let mut seen = seen.lock().unwrap();
             let status = match seen.kept.contains_key(&id) {
                 true => {
-                    // a repeat is the same anomaly, but for its time in the spool
-                    assert_eq!(seen.kept[&id].fields()["frame"], request.fields()["frame"]);
+                    // a repeat is the same anomaly, but for its time in the spool, or the same report
+                    match request.headers["content-type"].starts_with("multipart/") {
+                        true => assert_eq!(seen.kept[&id].fields()["frame"], request.fields()["frame"]),
+                        false => assert_eq!(seen.kept[&id].body, request.body),
+                    }
                     seen.repeats += 1;
                     200
                 }
