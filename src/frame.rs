@@ -86,6 +86,8 @@ pub struct Frame {
     colorimetry: Colorimetry,
     /// Number of this frame in its capture, from 0, without gaps.
     pub seq: u64,
+    /// The camera's own number of this frame, where it has one; begins anew whenever the source is opened.
+    pub source_seq: Option<u64>,
     /// Presentation time in the stream, nanoseconds.
     pub pts_ns: Option<u64>,
     /// When it was taken from the pipeline (monotonic).
@@ -121,6 +123,7 @@ impl Frame {
             format,
             colorimetry,
             seq,
+            source_seq: None,
             pts_ns,
             captured: Instant::now(),
             captured_at: Timestamp::now(),
@@ -170,6 +173,7 @@ impl Frame {
         }
         let mut copy = Frame::map(gstreamer::Buffer::from_mut_slice(bytes), &info, self.seq, self.file.clone())?;
         (copy.pts_ns, copy.captured, copy.captured_at) = (self.pts_ns, self.captured, self.captured_at);
+        copy.source_seq = self.source_seq;
         Ok((copy, x, y))
     }
 

@@ -1,24 +1,58 @@
-//! One running GStreamer pipeline: template in, mapped buffers out, messages of the bus turned into errors.
+//! One running GStreamer pipeline: text in, mapped buffers out, messages of the bus turned into errors.
 
+use super::genicam::{self, Feed};
+use super::loss::{Holes, Numbers, Packets};
+use super::source::without;
+use super::template::Text;
 use crate::error::{Context, Error, Kind, Result};
 use crate::frame::PixelFormat;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-const FILE: &str = include_str!("../../pipelines/file.launch");
-const IMAGE: &str = include_str!("../../pipelines/image.launch");
-const WHOLE_IMAGE: &str = include_str!("../../pipelines/whole-image.launch");
-const URI: &str = include_str!("../../pipelines/uri.launch");
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// How often a waiting pull looks at the bus.
-const BUS_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(100);
+const BUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A recording may lack this much of its declared length (rounding, edit lists) before it counts as cut off.
 const LENGTH_TOLERANCE: gst::ClockTime = gst::ClockTime::from_mseconds(250);
+
+/// What a buffer without a number of its own has as offset.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// What a pipeline reads; decides what counts as its end and how its errors read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Something with a declared length.
+    Recording,
+    /// One picture, or a stream that may end.
+    Other,
+    /// A camera.
+    Camera(Camera),
+}
+
+/// Kinds of cameras, by where they tell what was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Camera {
+    /// In the sequence numbers of RTP packets.
+    Rtp,
+    /// In the offsets of the buffers that the element "source" gives.
+    V4l2,
+    /// In the offsets of the buffers that arrive.
+    Genicam,
+    /// Nowhere that is known.
+    Unknown,
+}
+
+/// How a wait for a frame ended.
+pub(super) enum Pulled {
+    Frame(gst::Buffer, gst_video::VideoInfo),
+    Nothing,
+    End,
+}
 
 pub(super) struct Pipeline {
     pipeline: gst::Pipeline,
@@ -26,139 +60,210 @@ pub(super) struct Pipeline {
     bus: gst::Bus,
     /// What messages call the source.
     name: String,
+    /// What no message may hold.
+    secrets: Vec<String>,
     file_name: Option<Arc<str>>,
-    is_recording: bool,
+    reads: Reads,
     info: Option<(gst::Caps, gst_video::VideoInfo)>,
     duration: Option<gst::ClockTime>,
     last_end: Option<gst::ClockTime>,
     /// Encoded pictures that reached the decoder.
     encoded: Arc<AtomicU64>,
+    /// The decoder that uses other hardware than the CPU, if there is one.
+    hardware: Arc<Mutex<Option<String>>>,
     decoded: u64,
     /// Time within the recording for which no frame came.
     missing: gst::ClockTime,
     first_missing: Option<gst::ClockTime>,
     warnings: u64,
+    /// Frames that the source made and that did not come.
+    lost: Lost,
+    feed: Option<Feed>,
+    /// Frames a second that the camera was set to, where that is known before the first one.
+    rate: Option<f64>,
+}
+
+enum Lost {
+    Unknown,
+    /// Counted by a probe.
+    Probe(Arc<AtomicU64>),
+    Numbers(Numbers, u64),
+    Holes(Holes, u64),
 }
 
 impl Pipeline {
-    pub(super) fn file(path: &Path, realtime: bool) -> Result<Self> {
-        let location = path_text(path)?;
-        let template = if needs_all(path) { WHOLE_IMAGE } else { FILE };
-        Self::start(template, "{location}", location, path.display().to_string(), None, realtime, true)
-    }
-
-    pub(super) fn image(path: &Path, realtime: bool) -> Result<Self> {
-        let name = path.file_name().map(|n| Arc::from(n.to_string_lossy().as_ref()));
-        let template = if needs_all(path) { WHOLE_IMAGE } else { IMAGE };
-        Self::start(template, "{location}", path_text(path)?, path.display().to_string(), name, realtime, false)
-    }
-
-    pub(super) fn uri(uri: &str, realtime: bool) -> Result<Self> {
-        let name = super::Source::Uri(uri.to_owned()).name();
-        Self::start(URI, "{uri}", uri, name, None, realtime, false)
-    }
-
-    fn start(
-        template: &str,
-        key: &str,
-        value: &str,
-        name: String,
-        file_name: Option<Arc<str>>,
-        realtime: bool,
-        is_recording: bool,
-    ) -> Result<Self> {
-        let text: String = template.lines().filter(|l| !l.trim_start().starts_with('#')).collect::<Vec<_>>().join("\n");
-        let text = text.replace(key, &quote(value));
-        let pipeline = gst::parse::launch(&text)
+    /// Makes the pipeline; nothing is opened yet. An error will not go away by itself.
+    pub(super) fn build(text: Text, reads: Reads, file_name: Option<Arc<str>>, sync: bool) -> Result<Self> {
+        let Text { launch, name, secrets, properties, is_users, queue } = text;
+        let pipeline = gst::parse::launch(&launch)
             .map_err(|e| {
-                Error::new(Kind::Missing, format!("no pipeline can be made for \"{name}\"")).because(e).hint(
-                    "a GStreamer element is missing: install gstreamer1.0-plugins-base, -good and -libav (`make setup` does)",
-                )
+                let words = without(e.message().to_owned(), &secrets);
+                match is_users {
+                    true => Error::usage(format!("\"{name}\" is no pipeline: {words}")).hint(
+                        "try the text with `gst-launch-1.0 TEXT ! videoconvert ! fakesink`; its open end must give raw video",
+                    ),
+                    false => Error::new(Kind::Missing, format!("no pipeline can be made for \"{name}\": {words}")).hint(
+                        "a GStreamer element is missing: install gstreamer1.0-plugins-base, -good, -bad and -libav (`make setup` does)",
+                    ),
+                }
             })?
             .downcast::<gst::Pipeline>()
-            .map_err(|_| Error::failed(format!("the template for \"{name}\" is not a pipeline")))?;
-        let sink = pipeline
-            .by_name("frames")
-            .and_then(|e| e.downcast::<gst_app::AppSink>().ok())
-            .ok_or_else(|| Error::failed("the pipeline template has no appsink named \"frames\""))?;
+            .map_err(|_| Error::usage(format!("\"{name}\" is not a pipeline")).hint("give elements joined by \"!\""))?;
+        for (element, property, value) in properties {
+            if let Some(element) = pipeline.by_name(element) {
+                element.set_property(property, value);
+            }
+        }
+        let sink = pipeline.by_name("frames").and_then(|e| e.downcast::<gst_app::AppSink>().ok()).ok_or_else(|| {
+            Error::usage(format!("\"{name}\" has an element \"frames\" that is no appsink"))
+                .hint("give that name to an appsink, or to nothing: linesight adds its own end")
+        })?;
         sink.set_caps(Some(
             &gst::Caps::builder("video/x-raw").field("format", gst::List::new(PixelFormat::GST_NAMES)).build(),
         ));
-        sink.set_sync(realtime);
+        sink.set_sync(sync);
+        if is_users {
+            // nothing drops unseen, and nothing grows
+            sink.set_drop(false);
+            if sink.max_buffers() == 0 {
+                sink.set_max_buffers(queue);
+            }
+        }
         let bus = pipeline.bus().ok_or_else(|| Error::failed("the pipeline has no bus"))?;
         let mut this = Pipeline {
             pipeline,
             sink,
             bus,
             name,
+            secrets,
             file_name,
-            is_recording,
+            reads,
             info: None,
             duration: None,
             last_end: None,
             encoded: Arc::default(),
+            hardware: Arc::default(),
             decoded: 0,
             missing: gst::ClockTime::ZERO,
             first_missing: None,
             warnings: 0,
+            lost: Lost::Unknown,
+            feed: None,
+            rate: None,
         };
-        this.count_encoded();
-        if this.pipeline.set_state(gst::State::Playing).is_err() {
-            this.check_bus()?;
-            return Err(Error::failed(format!("the pipeline for \"{}\" does not start", this.name)));
-        }
+        this.watch_decoder();
+        this.count_lost();
         Ok(this)
+    }
+
+    /// Opens the source.
+    pub(super) fn play(&mut self) -> Result<()> {
+        if self.pipeline.set_state(gst::State::Playing).is_err() {
+            self.check_bus()?;
+            return Err(Error::failed(format!("the pipeline for \"{}\" does not start", self.name)));
+        }
+        Ok(())
+    }
+
+    /// Opens the source, which is a camera that linesight drives itself.
+    pub(super) fn play_from(&mut self, camera: genicam::Ready) -> Result<()> {
+        let to = self.pipeline.by_name("camera").and_then(|e| e.downcast::<gst_app::AppSrc>().ok());
+        let to = to.ok_or_else(|| Error::failed("the pipeline template has no appsrc named \"camera\""))?;
+        self.rate = camera.rate();
+        self.feed = Some(Feed::start(camera, to, &self.name)?);
+        self.play()
     }
 
     pub(super) fn file_name(&self) -> Option<Arc<str>> {
         self.file_name.clone()
     }
 
-    /// Next decoded buffer with its format, or `None` at the end of the stream or when `halted`.
-    pub(super) fn pull(&mut self, halted: &impl Fn() -> bool) -> Result<Option<(gst::Buffer, gst_video::VideoInfo)>> {
-        loop {
-            if let Some(sample) = self.sink.try_pull_sample(BUS_INTERVAL) {
-                let Some(caps) = sample.caps_owned() else {
-                    return Err(Error::failed(format!("a frame of \"{}\" has no format", self.name)));
-                };
-                let info = match &self.info {
-                    Some((known, info)) if *known == caps => info.clone(),
-                    _ => {
-                        let info = gst_video::VideoInfo::from_caps(&caps)
-                            .failed(|| format!("the format of \"{}\" cannot be read: {caps}", self.name))?;
-                        self.info = Some((caps, info.clone()));
-                        self.duration = self.pipeline.query_duration::<gst::ClockTime>();
-                        info
-                    }
-                };
-                let Some(buffer) = sample.buffer_owned() else { continue };
-                self.decoded += 1;
-                if let Some(pts) = buffer.pts() {
-                    if let Some(last) = self.last_end
-                        && let Some(gap) = pts.checked_sub(last).filter(|gap| *gap > frame_time(&info) / 2)
-                    {
-                        self.missing += gap;
-                        self.first_missing.get_or_insert(last);
-                    }
-                    let end = pts + buffer.duration().unwrap_or(gst::ClockTime::ZERO);
-                    self.last_end = self.last_end.max(Some(end));
+    /// The next decoded buffer with its format, waited for as long as `wait`.
+    pub(super) fn pull(&mut self, wait: Duration) -> Result<Pulled> {
+        let wait = gst::ClockTime::from_nseconds(wait.min(BUS_INTERVAL).as_nanos() as u64);
+        if let Some(sample) = self.sink.try_pull_sample(wait) {
+            let Some(caps) = sample.caps_owned() else {
+                return Err(Error::failed(format!("a frame of \"{}\" has no format", self.name)));
+            };
+            let info = match &self.info {
+                Some((known, info)) if *known == caps => info.clone(),
+                _ => {
+                    let info = gst_video::VideoInfo::from_caps(&caps)
+                        .failed(|| format!("the format of \"{}\" cannot be read: {caps}", self.name))?;
+                    self.info = Some((caps, info.clone()));
+                    self.duration = self.pipeline.query_duration::<gst::ClockTime>();
+                    info
                 }
-                return Ok(Some((buffer, info)));
+            };
+            let Some(buffer) = sample.buffer_owned() else { return Ok(Pulled::Nothing) };
+            self.decoded += 1;
+            match &mut self.lost {
+                Lost::Numbers(numbers, lost) if buffer.offset() != NO_OFFSET => {
+                    *lost += numbers.see(buffer.offset());
+                }
+                Lost::Holes(holes, lost) => {
+                    if let Some(pts) = buffer.pts() {
+                        *lost += holes.see(pts.into());
+                    }
+                }
+                Lost::Numbers(..) | Lost::Unknown | Lost::Probe(_) => {}
             }
-            self.check_bus()?;
-            if self.sink.is_eos() || halted() {
-                return Ok(None);
+            if let Some(pts) = buffer.pts() {
+                if let Some(last) = self.last_end
+                    && let Some(gap) = pts.checked_sub(last).filter(|gap| *gap > frame_time(&info) / 2)
+                {
+                    self.missing += gap;
+                    self.first_missing.get_or_insert(last);
+                }
+                let end = pts + buffer.duration().unwrap_or(gst::ClockTime::ZERO);
+                self.last_end = self.last_end.max(Some(end));
             }
+            return Ok(Pulled::Frame(buffer, info));
         }
+        self.check_bus()?;
+        Ok(if self.sink.is_eos() { Pulled::End } else { Pulled::Nothing })
+    }
+
+    /// Frames that the source made and that did not come.
+    pub(super) fn lost(&self) -> u64 {
+        match &self.lost {
+            Lost::Unknown => 0,
+            Lost::Probe(lost) => lost.load(Relaxed),
+            Lost::Numbers(_, lost) | Lost::Holes(_, lost) => *lost,
+        }
+    }
+
+    /// The source's own number of a frame, where it has one.
+    pub(super) fn source_seq(&self, buffer: &gst::Buffer) -> Option<u64> {
+        let numbered = matches!(self.reads, Reads::Camera(c) if c != Camera::Rtp);
+        Some(buffer.offset()).filter(|n| numbered && *n != NO_OFFSET)
+    }
+
+    /// Frames a second as the stream declares them.
+    pub(super) fn declared_rate(&self) -> Option<f64> {
+        let Some((_, info)) = &self.info else { return self.rate };
+        let fps = info.fps();
+        let rate = f64::from(fps.numer()) / f64::from(fps.denom());
+        Some(rate).filter(|r| r.is_finite() && *r > 0.0)
+    }
+
+    /// The decoder that uses other hardware than the CPU, if there is one and it has given nothing yet.
+    pub(super) fn hardware_that_failed(&self) -> Option<String> {
+        let name = self.hardware.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        name.filter(|_| self.decoded == 0)
     }
 
     /// Checks at the end of the stream that it was all there; returns how often the decoder complained.
     pub(super) fn finish(&mut self) -> Result<u64> {
         self.check_bus()?;
+        if let Reads::Camera(_) = self.reads {
+            return Ok(self.warnings);
+        }
         if self.info.is_none() {
             return Err(self.no_video());
         }
-        if self.is_recording
+        let is_recording = self.reads == Reads::Recording;
+        if is_recording
             && let (Some(duration), Some(end)) = (self.duration, self.last_end)
             && end + LENGTH_TOLERANCE < duration
         {
@@ -172,7 +277,7 @@ impl Pipeline {
         }
         // a gap alone may be the camera's, frames that were decoded and not shown alone the codec's
         let lost = self.encoded.load(Relaxed).saturating_sub(self.decoded);
-        if self.is_recording
+        if is_recording
             && let Some(at) = self.first_missing
             && lost > 0
         {
@@ -201,18 +306,20 @@ impl Pipeline {
             .flatten()
     }
 
-    /// Counts what goes into video decoders, which come when the streams are known.
-    fn count_encoded(&self) {
-        let Some(decode) = self.pipeline.by_name("decode").and_then(|e| e.downcast::<gst::Bin>().ok()) else { return };
+    /// Counts what goes into video decoders and learns which they are; they come when the streams are known.
+    fn watch_decoder(&self) {
         let encoded = self.encoded.clone();
-        decode.connect_deep_element_added(move |_, _, element| {
-            let is_decoder = element
-                .factory()
-                .and_then(|f| {
-                    f.metadata("klass").map(|k| k.contains("Decoder") && (k.contains("Video") || k.contains("Image")))
-                })
-                .unwrap_or(false);
-            if let Some(pad) = element.static_pad("sink").filter(|_| is_decoder) {
+        let hardware = self.hardware.clone();
+        self.pipeline.connect_deep_element_added(move |_, _, element| {
+            let class = element.factory().and_then(|f| f.metadata("klass").map(str::to_owned)).unwrap_or_default();
+            if !class.contains("Decoder") || !(class.contains("Video") || class.contains("Image")) {
+                return;
+            }
+            if class.contains("Hardware") {
+                let name = element.factory().map(|f| f.name().to_string());
+                *hardware.lock().unwrap_or_else(PoisonError::into_inner) = name;
+            }
+            if let Some(pad) = element.static_pad("sink") {
                 let encoded = encoded.clone();
                 pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
                     encoded.fetch_add(1, Relaxed);
@@ -222,36 +329,105 @@ impl Pipeline {
         });
     }
 
+    /// Looks where this kind of source tells what was lost.
+    fn count_lost(&mut self) {
+        let Reads::Camera(camera) = self.reads else { return };
+        self.lost = match camera {
+            Camera::Unknown => Lost::Unknown,
+            Camera::Genicam => Lost::Numbers(Numbers::default(), 0),
+            Camera::V4l2 => {
+                let lost = Arc::new(AtomicU64::new(0));
+                if let Some(pad) = self.pipeline.by_name("source").and_then(|e| e.static_pad("src")) {
+                    let (lost, numbers) = (lost.clone(), Mutex::new(Numbers::default()));
+                    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+                        if let Some(b) = info.buffer()
+                            && b.offset() != NO_OFFSET
+                        {
+                            let missing = numbers.lock().unwrap_or_else(PoisonError::into_inner).see(b.offset());
+                            lost.fetch_add(missing, Relaxed);
+                        }
+                        gst::PadProbeReturn::Ok
+                    });
+                }
+                Lost::Probe(lost)
+            }
+            Camera::Rtp => {
+                let packets = Arc::new(Packets::default());
+                let seen = packets.clone();
+                self.pipeline.connect_deep_element_added(move |_, _, element| prepare_rtp(element, &seen));
+                // sound and camera events are not even asked for
+                if let Some(source) = self.pipeline.by_name("source") {
+                    source.connect("select-stream", false, |values| {
+                        let caps = values.get(2).and_then(|v| v.get::<gst::Caps>().ok());
+                        let media = caps.and_then(|c| c.structure(0).and_then(|s| s.get::<String>("media").ok()));
+                        Some(media.is_none_or(|m| m == "video").to_value())
+                    });
+                }
+                Lost::Holes(Holes::new(packets), 0)
+            }
+        };
+    }
+
     fn check_bus(&mut self) -> Result<()> {
+        if let Some(error) = self.feed.as_ref().and_then(Feed::error) {
+            return Err(error);
+        }
         while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error, gst::MessageType::Warning]) {
             match message.view() {
                 gst::MessageView::Error(e) => {
                     let element = e.src().map(|s| s.name().to_string()).unwrap_or_default();
-                    if self.info.is_none() && self.has_only_audio() {
+                    if self.info.is_none() && self.reads != Reads::Camera(Camera::Rtp) && self.has_only_audio() {
                         return Err(self.no_video());
                     }
                     // the first line says where in GStreamer's source it happened
                     let detail = e.debug().and_then(|d| d.lines().skip(1).last().map(|l| l.trim().to_owned()));
-                    let error = Error::failed(format!(
-                        "\"{}\" cannot be decoded: element \"{element}\" says: {}{}",
-                        self.name,
+                    let says = format!(
+                        "element \"{element}\" says: {}{}",
                         e.error(),
                         detail.filter(|d| !d.is_empty()).map(|d| format!(" ({d})")).unwrap_or_default()
-                    ));
-                    return Err(error.hint("check that the file plays with `gst-launch-1.0 playbin uri=file:///...`, that it is complete, and that its codec's plugin is installed (`linesight doctor`)"));
+                    );
+                    let says = without(says, &self.secrets);
+                    return Err(match self.reads {
+                        Reads::Camera(camera) => self.camera_error(camera, &e.error(), &says),
+                        Reads::Recording | Reads::Other => {
+                            Error::failed(format!("\"{}\" cannot be decoded: {says}", self.name)).hint("check that the file plays with `gst-launch-1.0 playbin uri=file:///...`, that it is complete, and that its codec's plugin is installed (`linesight doctor`)")
+                        }
+                    });
                 }
                 gst::MessageView::Warning(w) => {
                     self.warnings += 1;
                     // the first complaint tells the story, the count is in the summary
                     if self.warnings == 1 {
                         let element = w.src().map(|s| s.name().to_string()).unwrap_or_default();
-                        tracing::warn!(source = %self.name, element, "decoder complains: {}", w.error());
+                        let words = without(w.error().to_string(), &self.secrets);
+                        tracing::warn!(source = %self.name, element, "decoder complains: {words}");
                     }
                 }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    fn camera_error(&self, camera: Camera, error: &gst::glib::Error, says: &str) -> Error {
+        let resource = error.kind::<gst::ResourceError>();
+        let text = format!("source \"{}\" failed: {says}", self.name);
+        let refused = resource == Some(gst::ResourceError::NotAuthorized)
+            || ["Unauthorized", "401", "Forbidden"].iter().any(|w| says.contains(w));
+        match camera {
+            // waiting does not help: the user must act
+            Camera::Rtp if refused => Error::usage(text)
+                .hint("set the camera's user and password with credentials_file or credentials_env"),
+            Camera::Rtp => Error::missing(text).hint(
+                "check the camera's power, address and path (`gst-launch-1.0 rtspsrc location=... ! fakesink`), and the firewall; some cameras need protocol = \"udp\"",
+            ),
+            Camera::V4l2 => Error::missing(text).hint(
+                "check that the device is plugged in, may be read (group video), is used by no other program and has this format, size and rate: `linesight cameras` lists them",
+            ),
+            Camera::Genicam | Camera::Unknown => {
+                Error::failed(text).hint("try the pipeline with `gst-launch-1.0`; `linesight doctor` tells what is missing")
+            }
+        }
     }
 
     fn no_video(&self) -> Error {
@@ -282,30 +458,67 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        // the camera first, so that nobody pushes into a pipeline that is being stopped; its thread ends meanwhile
+        if let Some(feed) = &self.feed {
+            feed.stop();
+        }
         // stopping cannot be refused in a way that a caller could act on
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 
-/// Whether this is an image of a kind whose decoder must be given the whole file.
-fn needs_all(path: &Path) -> bool {
-    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
-    ["bmp", "tif", "tiff"].iter().any(|e| ending == *e)
+/// Has depayloaders tell what was lost and keep damaged pictures to themselves.
+fn prepare_rtp(element: &gst::Element, packets: &Arc<Packets>) {
+    let Some(factory) = element.factory() else { return };
+    if element.has_property("output-corrupt") {
+        element.set_property("output-corrupt", false);
+    }
+    if !factory.metadata("klass").is_some_and(|k| k.contains("Depayloader")) {
+        return;
+    }
+    for property in ["wait-for-keyframe", "request-keyframe"] {
+        if element.has_property(property) {
+            element.set_property(property, true);
+        }
+    }
+    let Some(pad) = element.static_pad("sink") else { return };
+    let seen = packets.clone();
+    let see = move |buffer: &gst::BufferRef| {
+        let mut header = [0; 4];
+        if buffer.copy_to_slice(0, &mut header).is_ok()
+            && let Some(time) = buffer.pts()
+        {
+            seen.see(&header, time.into());
+        }
+    };
+    pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST, move |_, info| {
+        match &info.data {
+            Some(gst::PadProbeData::Buffer(b)) => see(b),
+            Some(gst::PadProbeData::BufferList(list)) => list.iter().for_each(&see),
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let Some(pad) = element.static_pad("src") else { return };
+    let packets = packets.clone();
+    let is_whole = move |buffer: &gst::BufferRef| {
+        let builds = buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+        buffer.pts().is_none_or(|time| packets.is_whole(time.into(), builds))
+    };
+    pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST, move |_, info| {
+        match &mut info.data {
+            Some(gst::PadProbeData::Buffer(b)) if !is_whole(b) => return gst::PadProbeReturn::Drop,
+            Some(gst::PadProbeData::BufferList(list)) => {
+                list.make_mut().foreach_mut(|b, _| std::ops::ControlFlow::Continue(is_whole(&b).then_some(b)));
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// How long one frame is shown; endless where the rate is not known or varies.
 fn frame_time(info: &gst_video::VideoInfo) -> gst::ClockTime {
     let (n, d) = (info.fps().numer() as u64, info.fps().denom() as u64);
     (1_000_000_000 * d).checked_div(n).map_or(gst::ClockTime::MAX, gst::ClockTime::from_nseconds)
-}
-
-fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| {
-        Error::usage(format!("path \"{}\" is not valid UTF-8", path.display())).hint("rename the file or its folder")
-    })
-}
-
-/// Quotes a value for gst_parse_launch.
-fn quote(value: &str) -> String {
-    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
 }

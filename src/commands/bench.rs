@@ -74,7 +74,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let stop = stop_flag()?;
     let started = Instant::now();
     let source = Source::parse(&a.source)?;
-    if matches!(source, Source::Uri(_)) {
+    if source.is_live() || matches!(source, Source::Uri(_)) {
         return Err(Error::usage(
             "bench needs a recording or a folder: a live source gives its frames at its own rate",
         ));

@@ -4,6 +4,7 @@ use super::{print_json, print_text};
 use crate::detect::{backbone, runtime};
 use crate::error::{Context, Result};
 use gstreamer as gst;
+use gstreamer::prelude::*;
 use openvino::{DeviceType, PropertyKey};
 use serde::Serialize;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -102,6 +103,11 @@ fn gstreamer() -> Vec<Finding> {
         ("h264parse", State::Note, "gstreamer1.0-plugins-bad"),
         ("avdec_h264", State::Bad, "gstreamer1.0-libav"),
         ("avdec_h265", State::Note, "gstreamer1.0-libav"),
+        // cameras
+        ("rtspsrc", State::Note, "gstreamer1.0-plugins-good"),
+        ("rtph264depay", State::Note, "gstreamer1.0-plugins-good"),
+        ("v4l2src", State::Note, "gstreamer1.0-plugins-good"),
+        ("bayer2rgb", State::Note, "gstreamer1.0-plugins-bad"),
     ];
     for (name, state, package) in needed {
         if gst::ElementFactory::find(name).is_none() {
@@ -109,7 +115,13 @@ fn gstreamer() -> Vec<Finding> {
             out.push(finding("gstreamer element", state, format!("\"{name}\" is missing"), Some(&remedy)));
         }
     }
-    if out.len() == 1 {
+    let all = out.len() == 1;
+    out.push(match crate::capture::aravis::is_installed() {
+        Ok(()) => finding("genicam", State::Ok, "libaravis is there", None),
+        Err(e) => finding("genicam", State::Note, e.to_string(), e.hint_text()),
+    });
+    out.push(hardware_decoders());
+    if all {
         out.push(finding(
             "gstreamer elements",
             State::Ok,
@@ -118,6 +130,25 @@ fn gstreamer() -> Vec<Finding> {
         ));
     }
     out
+}
+
+/// Video decoders that use the graphics unit.
+fn hardware_decoders() -> Finding {
+    let kind = gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO;
+    let names: Vec<String> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
+        .iter()
+        .filter(|f| f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
+        .map(|f| f.name().to_string())
+        .collect();
+    match names.is_empty() {
+        true => finding(
+            "hardware decoding",
+            State::Note,
+            "no decoder of a graphics unit; video is decoded by the CPU",
+            None,
+        ),
+        false => finding("hardware decoding", State::Ok, names.join(", "), None),
+    }
 }
 
 fn openvino() -> Vec<Finding> {

@@ -1,6 +1,7 @@
 //! One file for each command. Each has its arguments (clap) and a `run` that returns the exit code.
 
 mod bench;
+mod cameras;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -33,6 +34,8 @@ pub enum Command {
     Status(status::Arguments),
     /// Measure what a model costs on this machine.
     Bench(bench::Arguments),
+    /// List the cameras that are attached, with the source lines to paste.
+    Cameras(cameras::Arguments),
     /// Check what this machine has and say what is missing.
     Doctor(doctor::Arguments),
     /// List, export and check the ledger: a row for each part.
@@ -51,6 +54,7 @@ pub fn run(command: Command) -> Result<u8> {
         Command::Review(a) => review::run(a),
         Command::Status(a) => status::run(a),
         Command::Bench(a) => bench::run(a),
+        Command::Cameras(a) => cameras::run(a),
         Command::Doctor(a) => doctor::run(a),
         Command::Ledger(a) => ledger::run(a),
         Command::Model(a) => model::run(a),
