@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test bench lint clean
+.PHONY: help setup build demo test fault bench lint clean
 
 # In CI the committed Cargo.lock is what is tested; while developing, cargo may bring it up to date.
 CARGO_FLAGS := $(if $(CI),--locked)
@@ -28,6 +28,9 @@ demo: build ## teach, inspect and review the bundled sample
 test: setup .venv/stamp ## run all tests
 	.venv/bin/python models/make_backbones.py check
 	cargo test $(CARGO_FLAGS)
+
+fault: setup ## run the fault tests with their full counts (half an hour and more)
+	LINESIGHT_FAULT=full cargo test $(CARGO_FLAGS) --test config --test delivery --test ledger --test respond --test run --test sources -- --nocapture --test-threads=1
 
 bench: setup ## run the benchmarks
 	cargo bench $(CARGO_FLAGS)

@@ -17,6 +17,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`commands`] | one file for each command: arguments, output, exit code |
+//! | [`config`] | line.toml: types, defaults, errors with file, line and key |
+//! | [`plant`] | all lines of a process: starts, watches, reloads, stops |
 //! | [`line`](mod@line) | wires one line: its threads, channels, times and verdicts |
 //! | [`capture`] | GStreamer: sources, pipeline templates, frames out of the appsink |
 //! | [`frame`] | one mapped buffer: planes, colorimetry, times |
@@ -37,6 +39,7 @@
 
 pub mod capture;
 pub mod commands;
+pub mod config;
 pub mod deliver;
 pub mod detect;
 pub mod error;
@@ -48,6 +51,7 @@ pub mod line;
 pub mod model;
 pub mod observe;
 pub mod picture;
+pub mod plant;
 pub mod prepare;
 pub mod respond;
 pub mod review;

@@ -117,10 +117,14 @@ pub fn overview(reference: &Reference, mask: Option<&[u8]>, mask_size: Size) -> 
     (out, size)
 }
 
+/// Size of the heatmap of a ROI.
+pub fn heatmap_size(roi: Crop) -> Size {
+    Size { width: roi.width.div_ceil(HEATMAP_SCALE), height: roi.height.div_ceil(HEATMAP_SCALE) }
+}
+
 /// The map as RGBA over the whole ROI: transparent where the part is normal, yellow at the threshold, red beyond it.
 pub fn heatmap_png(map: &AnomalyMap, placement: &Placement, roi: Crop, threshold: f32) -> Result<Vec<u8>> {
-    let size = Size { width: roi.width.div_ceil(HEATMAP_SCALE), height: roi.height.div_ceil(HEATMAP_SCALE) };
-    heat_png(size, threshold, |column, row| {
+    heat_png(heatmap_size(roi), threshold, |column, row| {
         // centre of this pixel in the frame, then in the map
         let at = |i: u32, origin: i32| f64::from((i * HEATMAP_SCALE + HEATMAP_SCALE / 2) as i32 + origin);
         let (u, v) = placement.to_unit(at(column, roi.x), at(row, roi.y));

@@ -84,7 +84,7 @@ fn missing_video() {
     place.inspect(&place.folder.path().join("no.mp4"), &[]).fails(
         2,
         &["no.mp4\" cannot be read", "No such file or directory"],
-        "give a video file, an image, a folder of images or a URI",
+        "give a video file, an image, a folder of images, watch:FOLDER",
     );
     place.is_clean();
 }

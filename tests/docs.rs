@@ -280,7 +280,7 @@ fn flags_exist() {
 fn the_checks_see_what_is_wrong() {
     let help = Help::default();
     for (line, error) in [
-        ("linesight run --config line.toml", "\"run\" is no command of \"linesight \""),
+        ("linesight go --config line.toml", "\"go\" is no command of \"linesight \""),
         ("linesight teach --good a --colour", "\"linesight teach\" has no flag \"--colour\""),
         ("linesight model forget DIR", "\"forget\" is no command of \"linesight model\""),
         ("target/release/linesight inspect --modell m x", "\"linesight inspect\" has no flag \"--modell\""),

@@ -173,6 +173,7 @@ fn pixel_auroc_is_that_of_all_pixels() {
         model: &model,
         deliver: None,
         stop: &stop,
+        service: None,
     };
     let mut pixels = Vec::new();
     let mut samples = set.samples.iter();

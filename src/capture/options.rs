@@ -8,12 +8,13 @@
 
 use super::Source;
 use crate::error::{Context, Error, Result};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::fmt;
 use std::path::PathBuf;
 
 /// Settings of a camera or stream; everything may be left out. A setting that is left out stays as the camera has it.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CameraOptions {
     /// Picture width, pixels, 1 to 65535 (v4l2, genicam).
@@ -50,7 +51,7 @@ pub struct CameraOptions {
 }
 
 /// What starts an exposure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CameraTrigger {
     /// The camera runs freely.
@@ -62,7 +63,7 @@ pub enum CameraTrigger {
 }
 
 /// How RTP packets travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
@@ -70,7 +71,7 @@ pub enum Protocol {
 }
 
 /// Where compressed video is decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decode {
     /// By the graphics unit where a decoder for it is installed; in software when there is none or it fails to start.

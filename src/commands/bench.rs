@@ -89,6 +89,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         model: &model,
         deliver: None,
         stop: &stop,
+        service: None,
     };
     let progress = Progress::new();
     // fills caches and tells how many frames and parts there are

@@ -103,6 +103,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             model: &model,
             deliver: Some(&deliver),
             stop: &stop,
+            service: None,
         },
         &mut backbone,
         None,

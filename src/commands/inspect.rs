@@ -24,7 +24,7 @@ const RESULTS: &str = "results.jsonl";
 /// Anomalies whose pictures wait to be written with --out.
 const PICTURES_WAITING: usize = 16;
 /// How long the end waits for an endpoint that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -189,7 +189,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let mut backbone = line::arm(&model, &a.device, a.allow_fallback, !a.realtime)?;
     let deliver = match &a.review {
         Some(url) => {
-            let token = a.token_file.as_deref().map(read_token).transpose()?;
+            let token = a.token_file.as_deref().map(crate::deliver::read_token).transpose()?;
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;
             let endpoint = Some(Endpoint { url: url.clone(), token });
             Some(Deliver::open(Config { database, run: Uuid::now_v7(), endpoint })?)
@@ -206,6 +206,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             model: &model,
             deliver: deliver.as_ref(),
             stop: &stop,
+            service: None,
         },
         &mut backbone,
         a.out.as_deref(),
@@ -288,18 +289,6 @@ fn write_pictures(staging: &Staging, judged: &Judged) -> Result<()> {
     let part = judged.inspection.part;
     staging.write(&format!("part-{part:05}-frame.jpg"), &pictures.frame_jpeg)?;
     staging.write(&format!("part-{part:05}-heatmap.png"), &pictures.heatmap_png)
-}
-
-fn read_token(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .usage(|| format!("token file \"{}\" cannot be read", path.display()))
-        .map_err(|e| e.hint("--token-file names a file that holds the endpoint's token"))?;
-    let token = text.trim();
-    if token.is_empty() {
-        return Err(Error::usage(format!("token file \"{}\" is empty", path.display()))
-            .hint("--token-file names a file that holds the endpoint's token"));
-    }
-    Ok(token.to_owned())
 }
 
 /// The user's state folder, as the XDG base directory specification has it.

@@ -9,6 +9,7 @@ mod inspect;
 mod ledger;
 mod model;
 mod review;
+mod run;
 mod status;
 mod teach;
 mod terminal;
@@ -28,6 +29,8 @@ pub enum Command {
     Evaluate(evaluate::Arguments),
     /// Inspect a recording, an image or a folder of images with a model.
     Inspect(inspect::Arguments),
+    /// Run lines around the clock, as a line.toml says.
+    Run(run::Arguments),
     /// Serve the review endpoint and its pages.
     Review(review::Arguments),
     /// Ask a running linesight how its lines are.
@@ -51,6 +54,7 @@ pub fn run(command: Command) -> Result<u8> {
         Command::Teach(a) => teach::run(a),
         Command::Evaluate(a) => evaluate::run(a),
         Command::Inspect(a) => inspect::run(a),
+        Command::Run(a) => run::run(a),
         Command::Review(a) => review::run(a),
         Command::Status(a) => status::run(a),
         Command::Bench(a) => bench::run(a),

@@ -497,6 +497,19 @@ fn finite(event: &mut Event) {
     event.regions.iter_mut().filter(|r| !r.score.is_finite()).for_each(|r| r.score = f32::MAX);
 }
 
+/// The token in a file, without the white space around it.
+pub fn read_token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path)
+        .usage(|| format!("token file \"{}\" cannot be read", path.display()))
+        .map_err(|e| e.hint("name a file that holds the endpoint's token and nothing else"))?;
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(Error::usage(format!("token file \"{}\" is empty", path.display()))
+            .hint("name a file that holds the endpoint's token and nothing else"));
+    }
+    Ok(token.to_owned())
+}
+
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(run).failed(|| format!("cannot start the thread \"{name}\""))
 }

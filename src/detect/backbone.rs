@@ -13,6 +13,7 @@ use crate::prepare::shrink::Size;
 use openvino::{CompiledModel, DeviceType, ElementType, InferRequest, PropertyKey, RwPropertyKey, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::time::Duration;
 
 /// Cells of the feature grid are this many input pixels wide and high.
 pub const STRIDE: u32 = 8;
@@ -240,7 +241,7 @@ impl std::fmt::Display for Device {
 }
 
 /// What a network is compiled for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// One of the built-in networks, by id.
     pub backbone: String,
@@ -483,6 +484,14 @@ impl Request {
     }
     pub fn start(&mut self) -> Result<()> {
         self.request.infer_async().failed(|| "inference cannot be started")
+    }
+    /// Waits for the inference at most this long; false when it is still running.
+    pub fn wait_for(&mut self, time: Duration) -> Result<bool> {
+        match self.request.wait(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind == openvino::InferenceErrorKind::ResultNotReady => Ok(false),
+            Err(e) => Err(Error::failed("inference failed").because(e)),
+        }
     }
     /// Waits for the inference and returns the features, `[grid height][grid width][channels]`.
     pub fn wait(&mut self) -> Result<&[f32]> {

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use openvino::{DeviceType, PropertyKey};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Environment variable that names the folder of the runtime's libraries.
 pub const DIR_VARIABLE: &str = "LINESIGHT_OPENVINO_DIR";
@@ -77,15 +77,24 @@ pub fn load() -> Result<&'static Path> {
     }
 }
 
-/// A new OpenVINO core. Each holder has its own, so that device properties are not shared.
-pub fn core() -> Result<openvino::Core> {
+/// The process's OpenVINO core: all lines share it, with its devices' threads and caches. Device properties are those of the
+/// core, so whoever compiles a network keeps the lock from the first property to the compiled network.
+pub fn core() -> Result<MutexGuard<'static, openvino::Core>> {
+    static CORE: OnceLock<Mutex<openvino::Core>> = OnceLock::new();
     load()?;
-    openvino::Core::new().missing(|| "OpenVINO cannot be started").map_err(|e| e.hint("run `linesight doctor`"))
+    if CORE.get().is_none() {
+        let core = openvino::Core::new().missing(|| "OpenVINO cannot be started");
+        // of two that come at once the second one's is dropped
+        let _ = CORE.set(Mutex::new(core.map_err(|e| e.hint("run `linesight doctor`"))?));
+    }
+    let core = CORE.get().ok_or_else(|| Error::failed("OpenVINO was not started"))?;
+    Ok(core.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Names of this machine's devices, for example CPU, GPU.0, NPU.
 pub fn devices() -> Result<Vec<String>> {
-    devices_of(&core()?)
+    let core = core()?;
+    devices_of(&core)
 }
 
 /// Names of the devices that a core sees.

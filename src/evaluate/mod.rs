@@ -165,6 +165,7 @@ fn run(
         model: options.model,
         deliver: None,
         stop: options.stop,
+        service: None,
     };
     let totals = line::run(&line, backbone, on_judged, |done, of| progress("judge", done, of))?;
     if options.stop.load(Relaxed) {

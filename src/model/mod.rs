@@ -7,6 +7,7 @@
 //!    (test `tests/bad_input.rs`).
 
 mod files;
+pub(crate) mod mask;
 
 use crate::detect::{Detector, Precision, backbone, head};
 use crate::error::{Context, Error, Result};
@@ -28,7 +29,8 @@ use std::path::Path;
 
 /// Version of the package's layout.
 pub const SCHEMA: u32 = 1;
-const MANIFEST: &str = "model.toml";
+/// The file that makes a folder a package.
+pub const MANIFEST: &str = "model.toml";
 const NORMALITY: &str = "normality.safetensors";
 const CALIBRATION: &str = "calibration.json";
 const MASK: &str = "mask.png";
@@ -36,13 +38,23 @@ const NORMAL: &str = "normal.png";
 const OVERVIEW: &str = "overview.png";
 
 /// When a frame becomes a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Trigger {
     /// Each frame is a part (image folders, hardware-triggered cameras).
     Frame,
     /// A part is found on the belt, followed, and judged once when it crosses the middle of the picture.
     Presence,
+}
+
+impl Trigger {
+    /// The word of command line and package.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trigger::Frame => "frame",
+            Trigger::Presence => "presence",
+        }
+    }
 }
 
 /// Family of the normality model.
@@ -192,6 +204,26 @@ impl Model {
     pub fn set_threshold(&mut self, threshold: f32, by: &str, why: &str) -> Result<()> {
         self.calibration.set_threshold(threshold, by, why)?;
         self.next_version();
+        Ok(())
+    }
+
+    /// Leaves out, besides what the package's own mask does, what is black in a picture of the part.
+    pub fn leave_out(&mut self, path: &Path) -> Result<()> {
+        let map = head::map_size(self.detector.grid);
+        let input = self.preparation.input;
+        let given = mask::shrunk(&mask::load(path, [input.width, input.height], map)?, map)?;
+        let merged: Vec<u8> = match &self.mask {
+            Some(own) => own.iter().zip(&given).map(|(a, b)| a & b).collect(),
+            None => given,
+        };
+        if merged.iter().all(|&v| v == 0) {
+            return Err(Error::usage(format!(
+                "mask \"{}\" and the model's own leave nothing to judge",
+                path.display()
+            ))
+            .hint("white marks what is judged"));
+        }
+        self.mask = Some(merged);
         Ok(())
     }
 

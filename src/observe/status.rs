@@ -172,6 +172,11 @@ impl LineStatus {
     }
 
     /// Checks whose figures are no numbers are left out: JSON has no word for them.
+    /// What the camera's checks say now.
+    pub fn health(&self) -> BTreeMap<String, Check> {
+        self.now().health.clone()
+    }
+
     pub fn set_health(&self, health: BTreeMap<String, Check>) {
         self.now().health = finite(health);
     }

@@ -28,6 +28,10 @@ pub struct Crossing {
     pub located: bool,
     /// The located box's width and height over the taught ones; 1.0 is as taught.
     pub relative_size: [f32; 2],
+    /// Same for all looks at a part.
+    pub track: u64,
+    /// 0 at the gate, then 1, 2, ... in the frames after it.
+    pub look: u32,
 }
 
 /// Sightings that make a track a part that must not go without a verdict, even when it vanishes.
@@ -42,6 +46,9 @@ struct Track {
     seen: u64,
     sightings: u32,
     crossed: bool,
+    id: u64,
+    /// Looks that were reported; as many as wanted when nothing more is to come.
+    looks: u32,
 }
 
 /// The parts in view.
@@ -55,21 +62,37 @@ pub struct Tracker {
     gate: f32,
     tracks: Vec<Track>,
     lost: u64,
+    /// Looks that are wanted at each part.
+    looks: u32,
+    next_id: u64,
+    gone: Vec<u64>,
 }
 
 impl Tracker {
     pub fn new(locator: &Locator) -> Self {
+        Self::with_looks(locator, 1)
+    }
+
+    /// Each part is reported at the gate and in the frames after it, `looks` times in all, as long as it is whole in view.
+    pub fn with_looks(locator: &Locator, looks: u32) -> Self {
         let axis = usize::from(locator.velocity[1].abs() > locator.velocity[0].abs());
         let v = locator.velocity[axis];
         let roi = locator.roi;
         let gate =
             if axis == 0 { roi.x as f32 + roi.width as f32 / 2.0 } else { roi.y as f32 + roi.height as f32 / 2.0 };
-        Tracker { roi, part: locator.part, axis, direction: v.signum(), speed: v, gate, tracks: Vec::new(), lost: 0 }
+        let (part, direction) = (locator.part, v.signum());
+        let (tracks, gone) = (Vec::new(), Vec::new());
+        Tracker { roi, part, axis, direction, speed: v, gate, tracks, lost: 0, looks: looks.max(1), next_id: 0, gone }
     }
 
     /// Parts that were seen and vanished before they reached the gate.
     pub fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// Parts that left, or were not seen any more, before all looks at them; each once.
+    pub fn take_gone(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.gone)
     }
 
     /// Where the parts that are followed should be in frame `seq`: boxes of the taught size.
@@ -115,7 +138,20 @@ impl Tracker {
             if at_gate && !self.tracks[t].crossed && self.tracks[t].sightings + u32::from(i.is_some()) >= MIN_SIGHTINGS
             {
                 self.tracks[t].crossed = true;
-                crossings.push(self.crossing(along, across, i.map(|i| &found[i])));
+                self.tracks[t].looks = 1;
+                crossings.push(self.crossing(along, across, i.map(|i| &found[i]), (self.tracks[t].id, 0)));
+            } else if (1..self.looks).contains(&self.tracks[t].looks) {
+                let (id, look) = (self.tracks[t].id, self.tracks[t].looks);
+                match i.map(|i| &found[i]).filter(|f| f.is_whole()) {
+                    Some(found) => {
+                        self.tracks[t].looks += 1;
+                        crossings.push(self.crossing(along, across, Some(found), (id, look)));
+                    }
+                    None => {
+                        self.tracks[t].looks = self.looks;
+                        self.gone.push(id);
+                    }
+                }
             }
             let track = &mut self.tracks[t];
             if let Some(i) = *i {
@@ -131,7 +167,9 @@ impl Tracker {
             if track_of[i].is_none() {
                 // first seen past the gate: it crossed before we looked
                 let crossed = self.direction * (along - self.gate) >= 0.0;
-                self.tracks.push(Track { along, across, speed: self.speed, seen: seq, sightings: 1, crossed });
+                let id = self.next_id();
+                let (speed, looks) = (self.speed, 0);
+                self.tracks.push(Track { along, across, speed, seen: seq, sightings: 1, crossed, id, looks });
             }
         }
         self.drop_doubles(seq, length, breadth);
@@ -145,9 +183,18 @@ impl Tracker {
         for (along, across) in gone {
             tracing::warn!(frame = seq, "a part vanished before it reached the gate");
             self.lost += 1;
-            crossings.push(self.crossing(along, across, None));
+            let id = self.next_id();
+            crossings.push(self.crossing(along, across, None, (id, 0)));
+            if self.looks > 1 {
+                self.gone.push(id);
+            }
         }
         crossings
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
     }
 
     /// Centre along and across the movement. Of a part cut by the edge of the picture the visible end and the taught
@@ -172,7 +219,8 @@ impl Tracker {
         let places: Vec<(f32, f32, u32)> =
             self.tracks.iter().map(|t| (t.along + t.speed * (seq - t.seen) as f32, t.across, t.sightings)).collect();
         let mut i = 0;
-        self.tracks.retain(|_| {
+        let (looks, gone) = (self.looks, &mut self.gone);
+        self.tracks.retain(|track| {
             let (along, across, sightings) = places[i];
             let double = places.iter().enumerate().any(|(j, other)| {
                 j != i
@@ -181,6 +229,9 @@ impl Tracker {
                     && (other.2, i) > (sightings, j)
             });
             i += 1;
+            if double && (1..looks).contains(&track.looks) {
+                gone.push(track.id);
+            }
             !double
         });
     }
@@ -192,7 +243,7 @@ impl Tracker {
         Crop { x: (cx - w / 2.0).round() as i32, y: (cy - h / 2.0).round() as i32, width: w as u32, height: h as u32 }
     }
 
-    fn crossing(&self, along: f32, across: f32, found: Option<&Found>) -> Crossing {
+    fn crossing(&self, along: f32, across: f32, found: Option<&Found>, (track, look): (u64, u32)) -> Crossing {
         let mut crop = self.crop(along, across);
         // a predicted place can lie outside the picture; the crop must not
         crop.x = crop
@@ -203,7 +254,7 @@ impl Tracker {
             .clamp(self.roi.y - crop.height as i32 / 2, self.roi.y + self.roi.height as i32 - crop.height as i32 / 2);
         let relative_size =
             found.map_or([1.0, 1.0], |f| [f.width / self.part.width.max(1.0), f.height / self.part.height.max(1.0)]);
-        Crossing { crop, located: found.is_some(), relative_size }
+        Crossing { crop, located: found.is_some(), relative_size, track, look }
     }
 }
 

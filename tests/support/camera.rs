@@ -3,6 +3,9 @@
 //! It listens on a port that the standard fixes, so there can be one at a time on a machine: [`FakeCamera::start`] waits for
 //! its turn. Its picture is a ramp: the pixel at x, y of frame n has the value (x + y + n) % 255.
 
+// each test binary uses a part of it
+#![allow(dead_code)]
+
 use linesight::frame::Frame;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};

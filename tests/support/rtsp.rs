@@ -4,6 +4,9 @@
 //! Each client gets a stream of its own: H.264, [`FPS`], a whole picture twice a second. Each frame carries its number, from 0,
 //! as 16 black or white blocks, and once more inverted below.
 
+// each test binary uses a part of it
+#![allow(dead_code)]
+
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_rtsp_server as server;
 use gstreamer_rtsp_server::prelude::*;
