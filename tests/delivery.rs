@@ -4,7 +4,10 @@
 
 #[path = "support/bad_server.rs"]
 mod bad_server;
+#[path = "support/disk.rs"]
+mod disk;
 
+use disk::Disk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -508,29 +511,6 @@ fn full_database_drains_and_takes_again() {
     ids.push(take_again(&deliver));
     assert_eq!(deliver.drain(LONG).unwrap().waiting, 0);
     all_arrived(&server, ids);
-}
-
-/// A small disk of its own.
-struct Disk(TempDir);
-
-impl Disk {
-    fn new(size: &str) -> Option<Disk> {
-        let folder = tempfile::tempdir().unwrap();
-        let size = format!("size={size}");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).stderr(Stdio::null());
-        let mounted = mount.status().is_ok_and(|status| status.success());
-        if !mounted {
-            eprintln!("skipped: mounting a tmpfs needs root; full_database_drains_and_takes_again covers what it can");
-        }
-        mounted.then(|| Disk(folder))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
 }
 
 /// Something else fills the disk; a person makes room.

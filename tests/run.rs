@@ -7,6 +7,8 @@
 mod broker;
 #[path = "support/camera.rs"]
 mod camera;
+#[path = "support/disk.rs"]
+mod disk;
 #[path = "support/plant.rs"]
 mod plant;
 #[path = "support/rtsp.rs"]
@@ -15,6 +17,7 @@ mod support;
 
 use broker::{Broker, Receiver};
 use camera::FakeCamera;
+use disk::Disk;
 use plant::{Plant, footprint, line};
 use rtsp::RtspServer;
 use serde_json::Value;
@@ -235,6 +238,37 @@ fn terminated_under_load_everything_judged_is_kept() {
         times[times.len() / 2],
         times.last()
     );
+}
+
+/// Something fills the disk while the line works: verdicts go on, into the journal and then as missed; when there is room again
+/// all numbers are in the ledger.
+#[test]
+fn a_full_disk_stops_no_verdicts() {
+    let Some(disk) = Disk::new("96m") else { return };
+    let mut plant = Plant::new("", &line("a", &fast(1000), still_model(), ""));
+    plant.move_database(&disk.0.path().join("spool.db"));
+    plant.start();
+    plant.until("parts", |p| p.counter("a", "parts") > 50);
+    let ballast = disk.0.path().join("ballast");
+    // the write that finds no room leaves what fits
+    let _ = std::fs::write(&ballast, vec![1; 96 << 20]);
+    plant.until("the journal to be full", |p| p.log().contains("is not recorded yet and becomes missed"));
+    let parts = plant.counter("a", "parts");
+    plant.until("more parts", |p| p.counter("a", "parts") > parts + 100);
+    let put_off = plant.counter("a", "parts") - parts;
+    std::fs::remove_file(&ballast).unwrap();
+    plant.until("recording", |p| {
+        p.count_or("SELECT count(*) FROM ledger WHERE reasons LIKE '%could not be recorded in time%'") > 0
+    });
+    let (report, code) = plant.stop();
+    assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
+    let counted = report["lines"][0]["counters"]["parts"].as_u64().unwrap();
+    let rows = plant.parts("a");
+    let late = plant.count("SELECT count(*) FROM ledger WHERE reasons LIKE '%could not be recorded in time%'");
+    eprintln!("{counted} parts, at least {put_off} while nothing could be recorded; {late} recorded late, as missed");
+    assert_eq!(rows.len() as u64, counted);
+    assert!(rows.iter().enumerate().all(|(i, r)| r.0 == i as u64), "numbers have gaps");
+    plant.reconciles();
 }
 
 /// A part is a reject only when 2 of its 3 frames are; each part has one row, made of up to three frames.

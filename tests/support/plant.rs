@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 /// A folder with a line.toml, and the process that runs it, if one does.
 pub struct Plant {
     pub home: tempfile::TempDir,
+    database: PathBuf,
     port: u16,
     child: Option<Child>,
 }
@@ -19,15 +20,18 @@ impl Plant {
     pub fn new(shared: &str, lines: &str) -> Plant {
         let home = super::support::folder();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let plant = Plant { home, port, child: None };
+        let database = home.path().join("spool.db");
+        let plant = Plant { home, database, port, child: None };
         plant.write(shared, lines);
         plant
     }
 
     pub fn write(&self, shared: &str, lines: &str) {
         let port = self.port;
-        let text =
-            format!("[spool]\ndatabase = \"spool.db\"\n[observe]\nlisten = \"127.0.0.1:{port}\"\n{shared}\n{lines}\n");
+        let database = self.database.display();
+        let text = format!(
+            "[spool]\ndatabase = \"{database}\"\n[observe]\nlisten = \"127.0.0.1:{port}\"\n{shared}\n{lines}\n"
+        );
         std::fs::write(self.config(), text).unwrap();
     }
 
@@ -36,7 +40,15 @@ impl Plant {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.home.path().join("spool.db")
+        self.database.clone()
+    }
+
+    /// Puts the database elsewhere.
+    pub fn move_database(&mut self, to: &Path) {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        let (from, to_text) = (self.database.display().to_string(), to.display().to_string());
+        std::fs::write(self.config(), text.replace(&from, &to_text)).unwrap();
+        self.database = to.to_owned();
     }
 
     pub fn start(&mut self) {
@@ -122,6 +134,12 @@ impl Plant {
         let rows =
             statement.query_map([line], |r| Ok((r.get::<_, i64>(0)? as u64, r.get::<_, i64>(1)? as u64, r.get(2)?)));
         rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// 0 while the database cannot be read.
+    pub fn count_or(&self, sql: &str) -> i64 {
+        let Ok(db) = rusqlite::Connection::open(&self.database) else { return 0 };
+        db.query_row(sql, [], |row| row.get(0)).unwrap_or(0)
     }
 
     pub fn count(&self, sql: &str) -> i64 {
