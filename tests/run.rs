@@ -86,7 +86,7 @@ fn block_on_a_recording_loses_nothing() {
 fn newest_stays_within_its_bound() {
     let mut plant = Plant::new("", &line("a", &fast(1000), still_model(), "overload = \"newest\"\nqueue = 3"));
     plant.start();
-    let wanted = if full() { 60_000 } else { 3000 };
+    let wanted = if full() { 30_000 } else { 3000 };
     plant.until("frames", |p| p.counter("a", "frames") >= wanted);
     let (report, code) = plant.stop();
     assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());

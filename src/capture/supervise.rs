@@ -456,10 +456,6 @@ mod tests {
 
     #[test]
     fn a_stalled_source_is_opened_again() {
-        // three frames at once, then nothing
-        let text = "pipeline:videotestsrc num-buffers=3 ! video/x-raw,width=32,height=32,framerate=100/1 ! \
-                    identity eos-after=-1 ! queue ! identity sync=true ts-offset=0 ! valve name=v ! \
-                    identity drop-allocation=true";
         let quick = Watchdog {
             stall_periods: 3.0,
             stall_min: Duration::from_millis(50),
@@ -468,10 +464,6 @@ mod tests {
             backoff_first: Duration::from_millis(1),
             ..Watchdog::default()
         };
-        let (mut s, _) = supervised(text, quick);
-        for n in 0..7 {
-            assert_eq!(s.next_frame_unless(|| false).unwrap().unwrap().seq, n);
-        }
         // one that gives nothing at all
         let (mut s, status) = supervised("pipeline:appsrc is-live=true ! video/x-raw,width=32,height=32", quick);
         let seen = std::cell::RefCell::new(Vec::new());
