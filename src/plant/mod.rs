@@ -30,6 +30,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
+/// How long the lines wait for the broker before they start without it.
+const FIRST_CONNECTION: Duration = Duration::from_secs(2);
 /// How long answers may take to leave at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,10 @@ impl Plant {
     pub fn start(config: Config, database: &Path) -> Result<Plant> {
         let run = Uuid::now_v7();
         let mqtt = config.mqtt.clone().map(Mqtt::connect).transpose()?.map(Arc::new);
+        // so that the first answers are not lost; lines work without a broker, and the plant takes silence for a reject
+        if let Some(Err(e)) = mqtt.as_ref().map(|m| m.wait(FIRST_CONNECTION)) {
+            tracing::warn!("no answers leave until the broker is there: {e}");
+        }
         let database = config.database.clone().unwrap_or_else(|| database.to_owned());
         let limits = deliver::Limits { retention: config.retention, ..deliver::Limits::default() };
         let deliver_config = deliver::Config { database, run, endpoint: config.review.clone() };
