@@ -566,3 +566,17 @@ fn sixty_parts_a_second_are_answered() {
     );
     plant.reconciles();
 }
+
+/// Nobody listens at the broker's address: parts are judged and recorded all the same, and the answers that did not leave are
+/// counted.
+#[test]
+fn a_line_works_without_a_broker() {
+    let shared = format!("[mqtt]\nurl = \"mqtt://{}\"", nobody());
+    let mut plant = Plant::new(&shared, &line("a", &sample(), washer(), "realtime = false"));
+    plant.start();
+    let (report, code) = plant.end();
+    assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
+    assert_eq!(report["lines"][0]["counters"]["parts"], truth("sample-run").parts.len());
+    assert!(plant.log().contains("no answers leave until the broker is there"), "{}", plant.log());
+    plant.reconciles();
+}
