@@ -58,8 +58,11 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     signal_hook::flag::register(signal_hook::consts::SIGHUP, hangup.clone()).failed(|| "no handler for SIGHUP")?;
     let database = default_spool()?;
     let mut plant = Plant::start(config, &database)?;
-    if let Some(url) = plant.url() {
-        tracing::info!("metrics and status: {url}");
+    let at = plant.url().map(|url| format!("metrics and status: {url} ")).unwrap_or_default();
+    if a.json {
+        tracing::info!("{at}");
+    } else {
+        print_text(&format!("{at}(Ctrl-C stops)"))?;
     }
     let mut seen = modified(&file);
     let mut ticked = Instant::now();

@@ -297,9 +297,9 @@ pub fn run_on(
         // the channel holds the whole pool, so this cannot wait
         let _ = free_tx.send(request);
     }
-    // with policy newest frames do not wait: the parts in them do
+    // where parts are located the parts wait, not the frames; two, so that a source that gives two at once loses none
     let waiting = match line.service {
-        Some(s) if s.overload == Overload::Newest => 1,
+        Some(s) if s.overload == Overload::Newest && line.model.trigger == Trigger::Presence => 2.min(s.queue.max(1)),
         Some(s) => s.queue.max(1),
         None => FRAMES_WAITING,
     };

@@ -6,8 +6,8 @@
 //!    `tests/run.rs::newest_stays_within_its_bound`).
 //! 2. A part whose deadline has passed gets no inference: it would only make the next one late, too (test
 //!    `tests/run.rs::what_is_too_late_is_missed`).
-//! 3. With [`Overload::Newest`] parts wait for the detector, not frames: every frame is looked at for parts, and when too many
-//!    parts wait the oldest is given up as `missed` (test `tests/run.rs::newest_stays_within_its_bound`).
+//! 3. With [`Overload::Newest`] located parts wait for the detector, not frames: every frame is looked at for parts, and when
+//!    too many parts wait the oldest is given up as `missed` (test `tests/run.rs::newest_stays_within_its_bound`).
 
 use super::feed::{Skipped, SkippedList};
 use super::measure::Recorder;
@@ -173,8 +173,10 @@ impl Stage<'_> {
         let mut preparer = Preparer::new(&model.preparation)?;
         let looks = self.line.service.map_or(1, |s| s.debounce.of());
         let mut gate = Gate::new(model, looks)?;
-        // parts that may wait for a request before the oldest is given up; none: the source waits
-        let most = self.line.service.filter(|s| s.overload == Overload::Newest).map(|s| s.queue.saturating_sub(1));
+        // parts that may wait for a request before the oldest is given up; none: frames wait in the channel, where each frame
+        // is a part, or the source does
+        let located = self.line.service.filter(|_| model.trigger == Trigger::Presence);
+        let most = located.filter(|s| s.overload == Overload::Newest).map(|s| s.queue.saturating_sub(1));
         let mut waiting: VecDeque<Waiting> = VecDeque::new();
         let mut parts = 0;
         // a request that nobody has used yet
