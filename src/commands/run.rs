@@ -5,8 +5,7 @@ use super::terminal::stop_flag;
 use super::{print_json, print_text};
 use crate::config::{self, Config};
 use crate::error::{Context, Error, Result};
-use crate::model::Model;
-use crate::plant::{Plant, Summary};
+use crate::plant::{self, Plant, Summary};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,7 +117,7 @@ fn reload(plant: &mut Plant, file: &Path) {
 
 fn check(file: &Path, config: &Config) -> Result<u8> {
     for line in &config.lines {
-        Model::load(&line.model)?;
+        plant::check(line)?;
     }
     let names: Vec<&str> = config.lines.iter().map(|l| l.name.as_str()).collect();
     print_text(&format!("\"{}\" is good: {} lines ({})", file.display(), names.len(), names.join(", ")))?;

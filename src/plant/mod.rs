@@ -21,6 +21,7 @@ use crate::observe::{self, LineStatus, Snapshot};
 use crate::respond::Mqtt;
 use networks::Networks;
 use serde::Serialize;
+pub use serve::check;
 use serve::{Outcome, Served};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -76,12 +76,14 @@ impl Served {
     /// Runs the line once. `next_part` is what an attempt before left.
     fn attempt(&self, next_part: &mut Option<u64>) -> Result<Totals> {
         let (c, shared) = (&self.config, &*self.shared);
-        let model = load(c)?;
+        let mut model = load(c)?;
         self.status.set_model(model.id(), model.threshold());
         // a live line wants each answer soon, a recording all of them
         let throughput = !c.source.is_live() && !c.realtime;
         let options = line::network_of(&model, &c.device, c.allow_fallback, throughput);
         let held = shared.networks.get(&model, &options)?;
+        // only now: the reference scores, which were just checked, are those of the package's own mask
+        leave_out(&mut model, c)?;
         let network = held.share(shared.lines.load(Relaxed), c.requests)?;
         let first = match *next_part {
             Some(next) => next,
@@ -148,10 +150,16 @@ fn load(c: &LineConfig) -> Result<Model> {
         }
         model.roi = Some(roi);
     }
-    if let Some(mask) = &c.mask {
-        model.leave_out(mask)?;
-    }
     Ok(model)
+}
+
+fn leave_out(model: &mut Model, c: &LineConfig) -> Result<()> {
+    c.mask.as_ref().map_or(Ok(()), |mask| model.leave_out(mask))
+}
+
+/// Whether the line's model can be loaded and suits the line; opens no device.
+pub fn check(c: &LineConfig) -> Result<()> {
+    leave_out(&mut load(c)?, c)
 }
 
 /// What is looked at beside the verdicts.
