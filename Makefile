@@ -5,10 +5,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test fault bench lint clean
+.PHONY: help setup build demo test fault soak bench lint deb clean
 
 # In CI the committed Cargo.lock is what is tested; while developing, cargo may bring it up to date.
 CARGO_FLAGS := $(if $(CI),--locked)
+# What has full counts, which take long.
+FAULT_TESTS := audit config corruption delivery ledger lossless outage respond run service sources targets
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## list the targets
@@ -29,8 +31,11 @@ test: setup .venv/stamp ## run all tests
 	.venv/bin/python models/make_backbones.py check
 	cargo test $(CARGO_FLAGS)
 
-fault: setup ## run the fault tests with their full counts (half an hour and more)
-	LINESIGHT_FAULT=full cargo test $(CARGO_FLAGS) --test config --test delivery --test ledger --test respond --test run --test sources -- --nocapture --test-threads=1
+fault: setup ## run the fault tests with their full counts (an hour and more)
+	LINESIGHT_FAULT=full cargo test $(CARGO_FLAGS) $(addprefix --test ,$(FAULT_TESTS)) --no-fail-fast -- --nocapture --test-threads=1
+
+soak: setup ## run a line for an hour (MINUTES=60) while the endpoint comes and goes and the process is killed
+	LINESIGHT_SOAK=$(or $(MINUTES),60) cargo test --release $(CARGO_FLAGS) --test lossless -- --nocapture --exact soak
 
 bench: setup ## run the benchmarks
 	cargo bench $(CARGO_FLAGS)
@@ -38,6 +43,14 @@ bench: setup ## run the benchmarks
 lint: setup ## check formatting and run clippy, warnings being errors
 	cargo fmt --check
 	cargo clippy --all-targets $(CARGO_FLAGS) -- -D warnings
+
+# For the release of Debian or Ubuntu that it is built on: OpenCV's and GStreamer's packages differ between them.
+deb: build ## make a Debian package in target/debian
+	@cargo deb --version >/dev/null 2>&1 || \
+	  { echo 'make: error: cargo-deb is not installed' >&2; echo '  hint: cargo install cargo-deb --locked' >&2; exit 2; }
+	# quiet: OpenVINO's libraries find each other in their own folder, and dpkg-shlibdeps complains of not knowing them
+	cargo deb --quiet --no-build $(CARGO_FLAGS)
+	@dpkg-deb --field $(TARGET_DIR)/debian/linesight_*.deb Package Version Depends
 
 clean: ## remove what was built; what setup fetched stays
 	cargo clean

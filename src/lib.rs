@@ -34,6 +34,7 @@
 //! | [`evaluate`](mod@evaluate) | how well a model does on parts with known truth: metrics and the report |
 //! | [`model`] | the model package: manifest, checksums, files |
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
+//! | `lock` | one process per database or folder |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
 
@@ -48,6 +49,7 @@ pub mod event;
 pub mod frame;
 pub mod judge;
 pub mod line;
+mod lock;
 pub mod model;
 pub mod observe;
 pub mod picture;

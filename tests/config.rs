@@ -5,6 +5,7 @@
 mod support;
 
 use linesight::config::{self, Config};
+use linesight::deliver::{Kind as TargetKind, Order};
 use linesight::error::Kind;
 use proptest::prelude::*;
 use std::path::Path;
@@ -19,6 +20,9 @@ fn home() -> tempfile::TempDir {
     }
     std::fs::write(home.path().join("token"), "secret\n").unwrap();
     std::fs::write(home.path().join("empty"), "\n").unwrap();
+    std::fs::write(home.path().join("two-lines"), "secret\nsecret\n").unwrap();
+    std::fs::write(home.path().join("keys"), "[default]\naws_access_key_id = a\naws_secret_access_key = secret\n")
+        .unwrap();
     home
 }
 
@@ -26,6 +30,220 @@ const GOOD: &str = "[[line]]\nname = \"a\"\nsource = \"run.mp4\"\nmodel = \"mode
 
 /// Name, text, line that is named (0: none can be), key, a piece of the message, a piece of the hint.
 type Case = (&'static str, String, usize, &'static str, &'static str, &'static str);
+
+/// A target with these lines.
+fn target(lines: &str) -> String {
+    format!("[[target]]\nname = \"t\"\n{lines}\n{GOOD}")
+}
+
+/// What is wrong with where anomalies go.
+fn target_cases() -> Vec<Case> {
+    let review = |more: &str| format!("[review]\nurl = \"https://h\"\n{more}\n{GOOD}");
+    vec![
+        ("review, unknown key", review("ca = \"x\""), 3, "review.ca", "unknown key", "ca_file"),
+        ("review, no authority", review("ca_file = \"no\""), 3, "review.ca_file", "cannot be read", "PEM"),
+        (
+            "review, junk for one",
+            review("ca_file = \"token\""),
+            3,
+            "review.ca_file",
+            "no certificate in PEM",
+            "authority",
+        ),
+        (
+            "review, key without certificate",
+            review("key_file = \"token\""),
+            3,
+            "review.key_file",
+            "no cert_file",
+            "both",
+        ),
+        (
+            "review, certificate without key",
+            review("cert_file = \"token\""),
+            3,
+            "review.cert_file",
+            "no key_file",
+            "both",
+        ),
+        (
+            "review, junk for both",
+            review("cert_file = \"token\"\nkey_file = \"token\""),
+            3,
+            "review.cert_file",
+            "hold no certificate",
+            "chain",
+        ),
+        (
+            "review, certificate without encryption",
+            format!("[review]\nurl = \"http://h\"\nca_file = \"token\"\n{GOOD}"),
+            3,
+            "review.ca_file",
+            "is not encrypted",
+            "https",
+        ),
+        ("review, no proxy", review("proxy = \"proxy\""), 3, "review.proxy", "no http or https address", "3128"),
+        (
+            "review, proxy with a login",
+            review("proxy = \"http://me:pw@p\""),
+            3,
+            "review.proxy",
+            "holds a login",
+            "HTTPS_PROXY",
+        ),
+        ("review, none at a time", review("parallel = 0"), 3, "review.parallel", "0 is out of range", "1 to 16"),
+        ("review, unknown order", review("order = \"oldest\""), 3, "review.order", "unknown value", "oldest-first"),
+        ("review, too thin", review("max_kbit_s = 7"), 3, "review.max_kbit_s", "7 is out of range", "8 or more"),
+        ("token of two lines", review("token_file = \"two-lines\""), 3, "review.token_file", "no header", "one line"),
+        ("target without a kind", target(""), 1, "target[0].kind", "this key is missing", "add kind"),
+        ("unknown kind", target("kind = \"ftp\""), 3, "target[0].kind", "unknown value \"ftp\"", "webhook, s3, folder"),
+        (
+            "unknown key of a target",
+            target("kind = \"folder\"\npaht = \"/a\""),
+            4,
+            "target[0].paht",
+            "unknown key",
+            "path",
+        ),
+        (
+            "key of another kind",
+            target("kind = \"folder\"\npath = \"/a\"\nbucket = \"b\""),
+            5,
+            "target[0].bucket",
+            "kind \"folder\" has no such key",
+            "path, mounted",
+        ),
+        (
+            "token of a bucket",
+            target("kind = \"s3\"\nbucket = \"b\"\ntoken_file = \"token\""),
+            5,
+            "target[0].token_file",
+            "no such key",
+            "credentials_file",
+        ),
+        ("folder without a path", target("kind = \"folder\""), 1, "target[0].path", "this key is missing", "add path"),
+        ("webhook without a url", target("kind = \"webhook\""), 1, "target[0].url", "this key is missing", "add url"),
+        ("bucket without a name", target("kind = \"s3\""), 1, "target[0].bucket", "this key is missing", "add bucket"),
+        (
+            "bucket with a slash",
+            target("kind = \"s3\"\nbucket = \"a/b\""),
+            4,
+            "target[0].bucket",
+            "is no bucket",
+            "as the service shows it",
+        ),
+        (
+            "bucket in the url",
+            target("kind = \"s3\"\nbucket = \"b\"\nurl = \"http://h/b\"\ncredentials_file = \"keys\""),
+            5,
+            "target[0].url",
+            "has a path",
+            "key of its own",
+        ),
+        (
+            "prefix that leads out",
+            target("kind = \"s3\"\nbucket = \"b\"\nprefix = \"a/../b\"\ncredentials_file = \"keys\""),
+            5,
+            "target[0].prefix",
+            "cannot begin a key",
+            "steps",
+        ),
+        (
+            "file without keys",
+            target("kind = \"s3\"\nbucket = \"b\"\ncredentials_file = \"token\""),
+            5,
+            "target[0].credentials_file",
+            "has no keys in [default]",
+            "aws_access_key_id",
+        ),
+        (
+            "file without that section",
+            target("kind = \"s3\"\nbucket = \"b\"\ncredentials_file = \"keys\"\nprofile = \"x\""),
+            5,
+            "target[0].credentials_file",
+            "has no keys in [x]",
+            "aws_access_key_id",
+        ),
+        (
+            "profile of nothing",
+            target("kind = \"s3\"\nbucket = \"b\"\nprofile = \"x\""),
+            5,
+            "target[0].profile",
+            "no credentials_file",
+            "leave profile out",
+        ),
+        (
+            "header of ours",
+            target("kind = \"webhook\"\nurl = \"http://h\"\nheaders = { Authorization = \"Bearer secret\" }"),
+            5,
+            "target[0].headers",
+            "is set by linesight",
+            "token_file",
+        ),
+        (
+            "header that is none",
+            target("kind = \"webhook\"\nurl = \"http://h\"\nheaders = { \"a b\" = \"x\" }"),
+            5,
+            "target[0].headers",
+            "is no name of a header",
+            "X-Api-Key",
+        ),
+        (
+            "header file missing",
+            target("kind = \"webhook\"\nurl = \"http://h\"\nheader_files = { X-Key = \"no\" }"),
+            5,
+            "target[0].header_files",
+            "cannot be read",
+            "holds",
+        ),
+        (
+            "header twice",
+            target(
+                "kind = \"webhook\"\nurl = \"http://h\"\nheaders = { X-Key = \"a\" }\nheader_files = { x-key = \"token\" }",
+            ),
+            6,
+            "target[0].header_files",
+            "given twice",
+            "once",
+        ),
+        (
+            "webhook with a login",
+            target("kind = \"webhook\"\nurl = \"http://me:pw@h\""),
+            4,
+            "target[0].url",
+            "holds a login",
+            "token_file",
+        ),
+        (
+            "name of the review endpoint",
+            format!(
+                "[review]\nurl = \"http://h\"\n[[target]]\nname = \"review\"\nkind = \"folder\"\npath = \"/a\"\n{GOOD}"
+            ),
+            4,
+            "target[0].name",
+            "that of [review] too",
+            "a name of its own",
+        ),
+        (
+            "target twice",
+            format!(
+                "[[target]]\nname = \"a\"\nkind = \"folder\"\npath = \"/a\"\n[[target]]\nname = \"a\"\nkind = \"folder\"\npath = \"/b\"\n{GOOD}"
+            ),
+            6,
+            "target[1].name",
+            "that of another target too",
+            "a name of its own",
+        ),
+        (
+            "name that is none",
+            format!("[[target]]\nname = \"a/b\"\nkind = \"folder\"\npath = \"/a\"\n{GOOD}"),
+            2,
+            "target[0].name",
+            "is no name",
+            "letters",
+        ),
+    ]
+}
 
 fn cases() -> Vec<Case> {
     let with = |more: &str| format!("{GOOD}{more}\n");
@@ -201,6 +419,16 @@ fn cases() -> Vec<Case> {
         ("broker is no address", before("[mqtt]\nurl = \"localhost\""), 1, "mqtt", "localhost", ""),
         ("heartbeat too fast", before("[mqtt]\nurl = \"mqtt://h\"\nheartbeat_ms = 1"), 1, "mqtt", "heartbeat", ""),
         (
+            "audit too small",
+            before("[audit]\nmax_mb = 0"),
+            2,
+            "audit.max_mb",
+            "0 is out of range",
+            "accepted: 1 to 4096",
+        ),
+        ("audit keeps none", before("[audit]\nkeep = 0"), 2, "audit.keep", "0 is out of range", "accepted: 1 to 1000"),
+        ("audit is a folder", before("[audit]\nfile = \"model\""), 2, "audit.file", "is a folder", "name a file"),
+        (
             "keep nothing",
             before("[spool]\nretention_days = 0"),
             2,
@@ -215,7 +443,7 @@ fn cases() -> Vec<Case> {
 fn every_broken_file_says_file_line_key_and_remedy() {
     let home = home();
     let file = home.path().join("line.toml");
-    let all = cases();
+    let all: Vec<Case> = cases().into_iter().chain(target_cases()).collect();
     assert!(all.len() >= 40, "{}", all.len());
     let mut wrong = Vec::new();
     for (name, text, line, key, message, hint) in all {
@@ -246,6 +474,39 @@ fn a_good_file_is_taken_and_paths_are_relative_to_it() {
     assert_eq!(config.lines[0].model, home.path().join("model"));
     assert_eq!(config.lines[0].deadline.unwrap().as_millis(), 50);
     assert!(!format!("{config:?}").contains("secret"), "a token is printed");
+}
+
+/// Every kind of target at once, and what a change of one is called.
+#[test]
+fn targets_of_every_kind_are_taken() {
+    let home = home();
+    let file = home.path().join("line.toml");
+    let text = |rate: u64| {
+        format!(
+            "[review]\nurl = \"https://h\"\nparallel = 4\norder = \"newest-first\"\nmax_kbit_s = {rate}\n\
+             [[target]]\nname = \"hook\"\nkind = \"webhook\"\nurl = \"http://h/x\"\nheaders = {{ X-A = \"b\" }}\n\
+             header_files = {{ X-Key = \"token\" }}\n\
+             [[target]]\nname = \"archive\"\nkind = \"s3\"\nbucket = \"b\"\nregion = \"eu-1\"\ncredentials_file = \"keys\"\n\
+             [[target]]\nname = \"share\"\nkind = \"folder\"\npath = \"share\"\n\
+             [[target]]\nname = \"second\"\nkind = \"review\"\nurl = \"http://other\"\ntoken_file = \"token\"\n{GOOD}"
+        )
+    };
+    let config = Config::parse(&text(80), &file).unwrap();
+    let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    assert_eq!(names, ["review", "hook", "archive", "share", "second"]);
+    let review = &config.targets[0];
+    assert_eq!((review.parallel, review.order, review.bytes_per_s), (4, Order::NewestFirst, Some(10_000)));
+    let TargetKind::Bucket(bucket) = &config.targets[2].kind else { panic!("{config:?}") };
+    assert_eq!(bucket.endpoint.url.as_str(), "https://s3.eu-1.amazonaws.com/");
+    let TargetKind::Folder(share) = &config.targets[3].kind else { panic!("{config:?}") };
+    assert_eq!(share.path, home.path().join("share"));
+    assert!(!format!("{config:?}").contains("secret"), "{config:?}");
+    assert_eq!(config.shared_changes(&Config::parse(&text(88), &file).unwrap()), ["review"]);
+    let other = text(80).replace("eu-1", "eu-2");
+    assert_eq!(config.shared_changes(&Config::parse(&other, &file).unwrap()), ["target"]);
+    // alone, it may have the name
+    let alone = format!("[[target]]\nname = \"review\"\nkind = \"folder\"\npath = \"/a\"\n{GOOD}");
+    assert_eq!(Config::parse(&alone, &file).unwrap().targets.len(), 1);
 }
 
 /// The example holds every key, and those that it sets are the defaults.

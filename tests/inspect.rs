@@ -462,3 +462,38 @@ fn kill_loses_no_anomaly() {
     let gaps = "SELECT count(*) FROM (SELECT max(part) + 1 - count(*) AS gap FROM ledger GROUP BY run) WHERE gap != 0";
     assert_eq!(count(&spool, gaps), 0, "no part is missing in either run");
 }
+
+/// An endpoint that will never take the anomalies: each is asked about once, and who started the inspection is told what waits
+/// for a person, and how to send it again.
+#[test]
+fn what_is_refused_for_good_is_said_and_sent_again_by_hand() {
+    let mended = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let works = mended.clone();
+    let server = Server::start(move |_| match works.load(std::sync::atomic::Ordering::Relaxed) {
+        true => support::bad_server::Act::Take,
+        false => support::bad_server::Act::Answer(422, "", "no such site"),
+    });
+    let home = folder();
+    let spool = home.path().join("spool.db");
+    let inspect = || -> Run {
+        let mut command = program();
+        command.args(["inspect", "--json", "--review", &server.url(), "--model"]).arg(washer());
+        command.arg(asset("sample-run.mp4")).arg("--spool").arg(&spool).output().unwrap().into()
+    };
+    let run = inspect();
+    assert_eq!(run.code, Some(3), "{run:?}");
+    assert!(run.err.contains("were refused by the review endpoint: 422 Unprocessable Entity: no such site"), "{run:?}");
+    assert!(run.err.contains("linesight spool list --dead"), "{run:?}");
+    let dead = server.seen().requests.len();
+    let spool_command = |arguments: &[&str]| -> Run {
+        program().arg("spool").args(arguments).arg("--spool").arg(&spool).output().unwrap().into()
+    };
+    let listed = spool_command(&["list", "--dead", "--json"]).json();
+    assert_eq!(listed.as_array().unwrap().len(), dead);
+    mended.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(spool_command(&["retry", "--all"]).code, Some(0));
+    let run = inspect();
+    assert_eq!(run.code, Some(0), "{run:?}");
+    // those of both runs
+    assert_eq!(server.seen().order.len(), 2 * dead);
+}

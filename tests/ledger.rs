@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/bad_server.rs"]
-#[allow(dead_code, reason = "tests/delivery.rs uses all of it")]
 mod bad_server;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +18,7 @@ use linesight::deliver::audit::{Reconciled, Verified};
 use linesight::deliver::ledger::{Filter, Ledger, LedgerEntry};
 use linesight::deliver::{
     Anomaly, Config, Deliver, Endpoint, Limits, Pictures, Record, ReportsKept, Retention, STOPPED_BEFORE_PICTURE,
+    Target,
 };
 use linesight::event::{Event, LedgerRow, LineReport, LineState, SpoolDepth, Verdict};
 use rusqlite::Connection;
@@ -159,8 +159,8 @@ impl Bench {
 }
 
 fn open(database: &Path, url: Option<&str>, limits: Limits) -> Deliver {
-    let endpoint = url.map(|url| Endpoint { url: url.parse().unwrap(), token: None });
-    Deliver::open_with(Config { database: database.into(), run: Uuid::now_v7(), endpoint }, limits).unwrap()
+    let targets = url.map(|url| Target::review(Endpoint::new(url.parse().unwrap()))).into_iter().collect();
+    Deliver::open_with(Config { database: database.into(), run: Uuid::now_v7(), targets, audit: None }, limits).unwrap()
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -346,7 +346,7 @@ fn an_old_file_is_brought_over() {
     let old = OLD.replace("FROM generate_series(0, 6)", "FROM json_each('[0,1,2,3,4,5,6]')");
     bench.sql().execute_batch(&old).unwrap();
     let (_, err, code) = linesight(&bench.database, &["verify"]);
-    assert!(code == 1 && err.contains("was written by an older linesight (schema 1, this one reads 2)"), "{err}");
+    assert!(code == 1 && err.contains("was written by an older linesight (schema 1, this one reads 3)"), "{err}");
     let server = Server::start(|_| Act::Take);
     let deliver = bench.open(Some(&server.url()), quick());
     assert_eq!(deliver.resume("a").unwrap().next_part, 0);
@@ -772,7 +772,9 @@ fn reports_are_bounded() {
     deliver.drain(LONG).unwrap();
     let reports = reports(&server.seen(), "a");
     // the newest are left; one that was dropped took the calibration along, so it came again
-    assert_eq!(reports.iter().map(|r| r["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [15, 16, 17, 18, 19]);
+    let seqs: Vec<u64> = reports.iter().map(|r| r["seq"].as_u64().unwrap()).collect();
+    // before them at most one that was on its way when it was dropped
+    assert!(seqs.ends_with(&[15, 16, 17, 18, 19]) && seqs.len() <= 6, "{seqs:?}");
     assert!(reports.iter().any(|r| r.get("calibration").is_some()));
 }
 
@@ -921,7 +923,10 @@ fn the_command_lists_and_exports() {
         (&["list", "--line", "c"][..], "error: the ledger has no line \"c\"\nhint: its lines: \"a\", \"b\"\n"),
         (&["verify", "--line", "c"], "error: the ledger has no line \"c\"\nhint: its lines: \"a\", \"b\"\n"),
         (&["list", "--since", "yesterday"], "a time is written as 2026-01-31"),
-        (&["list", "--verdict", "good"], "[possible values: pass, reject, unsure, missed, interrupted, checkpoint]"),
+        (
+            &["list", "--verdict", "good"],
+            "[possible values: pass, reject, unsure, missed, interrupted, checkpoint, salvaged]",
+        ),
         (&["verify", "--chain", "a=1"], "the form is LINE=HASH"),
     ] {
         let (_, err, code) = linesight(&bench.database, arguments);

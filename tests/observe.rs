@@ -406,6 +406,10 @@ fn spool() -> deliver::Status {
         set_aside: 1,
         attempts: 9,
         bytes_uploaded: 1000,
+        dead: 2,
+        dropped: 6,
+        spool_bytes: 4096,
+        targets: vec![deliver::TargetStatus { name: "hall \"3\"".into(), delivered: 5, ..Default::default() }],
         ..Default::default()
     }
 }
@@ -478,10 +482,15 @@ fn every_figure_is_there_and_parses() {
         ("linesight_drift{line=\"east\",check=\"ewma\"}", 0.2),
         ("linesight_spool_waiting", 3.0),
         ("linesight_spool_set_aside", 1.0),
+        ("linesight_spool_dead", 2.0),
+        ("linesight_spool_bytes", 4096.0),
+        ("linesight_anomalies_dropped_total", 6.0),
+        ("linesight_target_delivered_total{target=\"hall \\\"3\\\"\"}", 5.0),
+        ("linesight_line_hung{line=\"east\"}", 0.0),
         ("linesight_ledger_rows_total", 12.0),
         ("linesight_anomalies_delivered_total", 5.0),
         ("linesight_upload_attempts_total", 9.0),
-        ("linesight_bytes_uploaded_total", 1000.0),
+        ("linesight_uploaded_bytes_total", 1000.0),
         ("linesight_mqtt_published_total{broker=\"one\"}", 4.0),
         ("linesight_mqtt_published_total{broker=\"two\"}", 6.0),
     ] {

@@ -353,11 +353,11 @@ fn a_broken_line_does_not_touch_the_others() {
     plant.reconciles();
 }
 
-/// A camera that goes away and comes back: the line is live again, its numbers go on, nothing grows.
-#[test]
-fn a_line_survives_its_camera() {
-    let mut server = RtspServer::start();
-    let mut plant = Plant::new("", &line("a", &server.source(), still_model(), ""));
+/// A camera that dies again and again: the line is live again each time soon after the camera is, with no more memory,
+/// descriptors or threads than before, and its part numbers go on.
+#[track_caller]
+fn a_line_survives(source: &str, more: &str, mut kill_and_return: impl FnMut(&dyn Fn(&str, bool)) -> Instant) {
+    let mut plant = Plant::new("", &line("a", source, still_model(), more));
     plant.start();
     let live = |p: &Plant| p.line("a").is_some_and(|l| l["state"] == "live");
     plant.until("live", live);
@@ -365,9 +365,7 @@ fn a_line_survives_its_camera() {
     let mut first = None;
     let mut back = Vec::new();
     for _ in 0..cycles {
-        server.kill();
-        plant.until("the loss", |p| !live(p));
-        let since = server.come_back();
+        let since = kill_and_return(&|what, wanted| plant.until(what, |p| live(p) == wanted));
         plant.until("the return", live);
         back.push(since.elapsed());
         let frames = plant.counter("a", "frames");
@@ -377,7 +375,7 @@ fn a_line_survives_its_camera() {
     let last = footprint(plant.pid());
     back.sort();
     eprintln!(
-        "{cycles} returns: live again after {:?} (median), {:?} (longest); RSS, descriptors, threads: {first:?}, then {last:?}",
+        "{source}: {cycles} returns: live again after {:?} (median), {:?} (longest); RSS, descriptors, threads: {first:?}, then {last:?}",
         back[back.len() / 2],
         back.last().unwrap()
     );
@@ -389,6 +387,54 @@ fn a_line_survives_its_camera() {
     let parts = plant.parts("a");
     assert!(parts.iter().enumerate().all(|(i, p)| p.0 == i as u64));
     plant.reconciles();
+}
+
+#[test]
+fn a_line_survives_its_rtsp_camera() {
+    let mut server = RtspServer::start();
+    a_line_survives(&server.source(), "", |until| {
+        server.kill();
+        until("the loss", false);
+        server.come_back()
+    });
+}
+
+#[test]
+fn a_line_survives_its_genicam_camera() {
+    let mut camera = FakeCamera::start("linesight-run");
+    a_line_survives(FakeCamera::SOURCE, "[line.camera]\npacket_size = 9000\nfps = 30", |until| {
+        camera.kill();
+        until("the loss", false);
+        camera.come_back()
+    });
+}
+
+/// What the line's own mask leaves out is not judged: with all but a corner of the part left out no part is rejected.
+#[test]
+fn a_lines_own_mask_leaves_out() {
+    let size = |key: &str| {
+        let manifest: toml::Table = std::fs::read_to_string(washer().join("model.toml")).unwrap().parse().unwrap();
+        manifest["input"][key].as_integer().unwrap() as u32
+    };
+    let (width, height) = (size("width"), size("height"));
+    let folder = folder();
+    let mask = folder.path().join("mask.png");
+    image::GrayImage::from_fn(width, height, |x, y| {
+        image::Luma([if x < width / 8 && y < height / 8 { 255 } else { 0 }])
+    })
+    .save(&mask)
+    .unwrap();
+    let verdicts = |more: &str| {
+        let mut plant = Plant::new("", &line("a", &sample(), washer(), &format!("realtime = false\n{more}")));
+        plant.start();
+        let (report, code) = plant.end();
+        assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
+        (plant.parts("a").len(), plant.count("SELECT count(*) FROM ledger WHERE verdict = 'reject'"))
+    };
+    let parts = truth("sample-run").parts.len();
+    let (all, rejected) = verdicts("");
+    assert!(all == parts && rejected > 0, "{all} parts, {rejected} rejected");
+    assert_eq!(verdicts(&format!("mask = \"{}\"", mask.display())), (parts, 0));
 }
 
 /// Only the line that changed is started anew; a file that is broken changes nothing; SIGHUP does the same at once.

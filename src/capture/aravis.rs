@@ -11,6 +11,7 @@ use gstreamer::glib;
 use gstreamer::glib::prelude::*;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Acquire};
 use std::time::Duration;
 
 /// Its ABI has been the same through all of 0.8.
@@ -210,14 +211,15 @@ impl Camera {
         self.call(function).is_ok_and(|yes| yes != 0)
     }
 
-    /// Runs `lost` on another thread when the camera does not answer any more.
-    pub(crate) fn on_lost(&self, lost: impl Fn() + Send + Sync + 'static) {
+    /// Runs `lost` on another thread when the camera does not answer any more. To be dropped after the camera and its streams.
+    pub(crate) fn on_lost(&self, lost: impl Fn() + Send + Sync + 'static) -> LossWatch {
         // SAFETY: the device belongs to the camera; the reference taken here is dropped at the end
         let device: glib::Object = unsafe { glib::Object::from_glib_none((self.f.camera_get_device)(self.raw())) };
-        device.connect("control-lost", false, move |_| {
+        let handler = device.connect("control-lost", false, move |_| {
             lost();
             None
         });
+        LossWatch { device, handler: Some(handler) }
     }
 
     pub(crate) fn is_gige(&self) -> bool {
@@ -390,6 +392,44 @@ impl Camera {
 
     pub(crate) fn stop(&self) -> Result<(), glib::Error> {
         self.call(self.f.camera_stop_acquisition)
+    }
+}
+
+/// Waits for the loss of a camera, and sees to it that the device does not end on its own heartbeat thread.
+///
+/// That thread says that control is lost, and holds a reference to the device while it does. Were it the last one, the thread
+/// would take the device apart, wait for its own end, and GLib would abort the process (aravis issue 50 is the same for streams).
+pub(crate) struct LossWatch {
+    device: glib::Object,
+    handler: Option<glib::SignalHandlerId>,
+}
+
+// SAFETY: as for the camera
+unsafe impl Send for LossWatch {}
+
+/// How long the heartbeat thread may take to end what it says.
+const EMISSION: Duration = Duration::from_secs(5);
+/// How long it takes at most from its decision to speak until it holds the device.
+const BEGUN: Duration = Duration::from_millis(20);
+
+impl Drop for LossWatch {
+    fn drop(&mut self) {
+        if let Some(handler) = self.handler.take() {
+            // from now on there is nobody to be told, and GLib takes no reference for that
+            self.device.disconnect(handler);
+        }
+        let object: *mut glib::gobject_ffi::GObject = self.device.as_ptr();
+        let until = std::time::Instant::now() + EMISSION;
+        // one that has just begun to speak may not have taken its reference yet
+        std::thread::sleep(BEGUN);
+        loop {
+            // SAFETY: our reference keeps the object alive; GLib changes its counter by atomic operations, too
+            let count = unsafe { AtomicU32::from_ptr(&raw mut (*object).ref_count) }.load(Acquire);
+            if count <= 1 || std::time::Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

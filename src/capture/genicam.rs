@@ -14,6 +14,8 @@ use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -54,8 +56,48 @@ enum Layout {
     Copy(usize),
 }
 
+/// How long a camera on the network may take to say that it is there, and how often it is asked.
+const THERE: Duration = Duration::from_millis(100);
+const ASKED: u32 = 10;
+/// Cameras that have said so.
+static KNOWN: Mutex<BTreeSet<Ipv4Addr>> = Mutex::new(BTreeSet::new());
+
+/// Whether a GigE Vision camera at an address answers the discovery command (GigE Vision 2.0, 14.3), which every one must. To
+/// open one that does not can take aravis three seconds of repeated questions, in which it may well come back unnoticed. One that
+/// never has answered is opened all the same: what it lacks is for aravis to say.
+fn look_first(name: &str) -> Result<()> {
+    let Ok(address) = name.parse::<Ipv4Addr>() else { return Ok(()) };
+    let answers = || -> std::io::Result<bool> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(THERE))?;
+        // key, flag "answer", command DISCOVERY, no payload, number 1
+        socket.send_to(&[0x42, 0x01, 0x00, 0x02, 0x00, 0x00, 0x00, 0x01], (address, 3956))?;
+        let mut answer = [0; 1024];
+        let (n, from) = socket.recv_from(&mut answer)?;
+        Ok(from.ip() == address && n >= 8 && answer[2..4] == [0x00, 0x03])
+    };
+    let there = (0..ASKED).any(|_| {
+        let asked = Instant::now();
+        let there = answers().unwrap_or(false);
+        if !there {
+            // a port that is closed says so at once
+            std::thread::sleep(THERE.saturating_sub(asked.elapsed()));
+        }
+        there
+    });
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if there {
+        known.insert(address);
+    } else if known.contains(&address) {
+        return Err(Error::missing(format!("camera \"{name}\" does not answer"))
+            .hint("check its power and cable; linesight goes on as soon as it is back"));
+    }
+    Ok(())
+}
+
 /// Opens the camera and sets it up; opened pictures wait for [`Feed::start`].
 pub(super) fn open(name: &str, options: &CameraOptions) -> Result<Ready> {
+    look_first(name)?;
     let camera = Camera::open(name)?;
     let refused = |what: &str, e: glib::Error| {
         Error::failed(format!("camera \"{name}\" does not take {what}")).because(e).hint(
@@ -227,7 +269,7 @@ impl Feed {
         let shared = Arc::new(Shared::default());
         to.set_caps(Some(&ready.caps));
         let lost = Arc::downgrade(&shared);
-        ready.camera.on_lost(move || {
+        let watch = ready.camera.on_lost(move || {
             if let Some(shared) = lost.upgrade() {
                 shared.lost.store(true, Relaxed);
             }
@@ -236,6 +278,8 @@ impl Feed {
         let thread = std::thread::Builder::new()
             .name("capture-genicam".into())
             .spawn(move || {
+                // dropped last
+                let _watch = watch;
                 let Ready { camera, stream, layout, trigger, .. } = ready;
                 if let Err(e) = carry(&camera, &stream, layout, trigger, &to, &mine, &name) {
                     *mine.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);

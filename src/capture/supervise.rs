@@ -18,6 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::LineState;
 use crate::frame::Frame;
 use crate::observe::LineStatus;
+use crate::observe::pulse::{OPENING, Stage};
 use crossbeam_channel::{Receiver, bounded};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -250,6 +251,7 @@ impl Supervised {
             return Ok(());
         }
         let options = OpenOptions { realtime: self.realtime, camera: &self.camera, live_queue: self.live_queue };
+        self.status.pulse.beat_for(Stage::Capture, OPENING);
         match Capture::try_open(&self.source, &options, self.told.clone(), self.software) {
             Ok(capture) => {
                 let opened = Instant::now();

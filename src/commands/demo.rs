@@ -4,7 +4,7 @@ use super::inspect::{Summary, inspect};
 use super::terminal::{Progress, stop_flag, wait_for};
 use super::{print_json, print_text};
 use crate::capture::Source;
-use crate::deliver::{Config, Deliver, Endpoint};
+use crate::deliver::{Config, Deliver, Endpoint, Target};
 use crate::detect::{Device, Precision};
 use crate::error::{Context, Error, Kind, Result};
 use crate::judge::truth::Truth;
@@ -90,7 +90,8 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let deliver = Deliver::open(Config {
         database: data.join("spool.db"),
         run: Uuid::now_v7(),
-        endpoint: Some(Endpoint { url, token: None }),
+        targets: vec![Target::review(Endpoint::new(url))],
+        audit: None,
     })?;
     let mut backbone = line::arm(&model, &Device::default(), false, true)?;
     let progress = Progress::new();

@@ -1,15 +1,16 @@
 //! `linesight doctor`: what this machine has, what is missing and what to do about it.
 
+mod delivery;
+
 use super::{print_json, print_text};
+use crate::deliver::{Endpoint, Target};
 use crate::detect::{backbone, runtime};
 use crate::error::{Context, Result};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use openvino::{DeviceType, PropertyKey};
 use serde::Serialize;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::time::Duration;
 use url::Url;
 
 /// Free space below which the spool is in danger.
@@ -17,6 +18,9 @@ const LOW_DISK: u64 = 1 << 30;
 
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// A line.toml: what it names is checked, too.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Review endpoint to check.
     #[arg(long, value_name = "URL")]
     review: Option<Url>,
@@ -61,9 +65,13 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let mut findings = gstreamer();
     findings.extend(openvino());
     findings.push(disk(&a.data));
+    findings.extend(quarantines(&a.data));
     findings.push(clock());
+    if let Some(file) = &a.config {
+        findings.extend(delivery::configured(file));
+    }
     if let Some(url) = &a.review {
-        findings.push(endpoint(url));
+        findings.extend(delivery::endpoint(&Target::review(Endpoint::new(url.clone()))));
     }
     let ok = findings.iter().all(|f| f.state != State::Bad);
     let report = Report { ok, findings };
@@ -239,6 +247,21 @@ fn disk(dir: &std::path::Path) -> Finding {
     }
 }
 
+/// Damaged databases that were set aside, in the folder or in the user's.
+fn quarantines(dir: &std::path::Path) -> Vec<Finding> {
+    let mut databases: Vec<PathBuf> = super::inspect::default_spool().into_iter().collect();
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    databases.extend(entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "db")));
+    let found = databases.iter().flat_map(|path| crate::deliver::quarantines(path));
+    found
+        .map(|report| {
+            let detail = format!("a damaged one was set aside: \"{}\"", report.display());
+            let remedy = "look after the disk, read that report (`lost` names what is gone), then remove the files that begin so";
+            finding("spool", State::Note, detail, Some(remedy))
+        })
+        .collect()
+}
+
 fn clock() -> Finding {
     let now = jiff::Timestamp::now();
     // no build of this program is older than its first release
@@ -251,23 +274,4 @@ fn clock() -> Finding {
         );
     }
     finding("clock", State::Ok, now.to_string(), None)
-}
-
-fn endpoint(url: &Url) -> Finding {
-    let remedy = Some("check the address, that `linesight review` or your endpoint runs, and the firewall between");
-    let Ok(addresses) = url.socket_addrs(|| None) else {
-        return finding(
-            "endpoint",
-            State::Bad,
-            format!("\"{}\" has no reachable host", url.host_str().unwrap_or("")),
-            remedy,
-        );
-    };
-    let reached = addresses
-        .iter()
-        .find(|a| a.to_socket_addrs().is_ok() && TcpStream::connect_timeout(a, Duration::from_secs(3)).is_ok());
-    match reached {
-        Some(a) => finding("endpoint", State::Ok, format!("{a} accepts connections"), None),
-        None => finding("endpoint", State::Bad, format!("no connection to {}", url.host_str().unwrap_or("")), remedy),
-    }
 }

@@ -3,7 +3,7 @@
 use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::Source;
-use crate::deliver::{Config, Deliver, Drained, Endpoint};
+use crate::deliver::{Config, Deliver, Drained, Endpoint, Target, Token};
 use crate::detect::{Backbone, Device};
 use crate::error::{Context, Error, Result};
 use crate::judge::truth::{Comparison, Truth};
@@ -48,6 +48,9 @@ pub struct Arguments {
     /// File with the endpoint's bearer token.
     #[arg(long, value_name = "FILE", requires = "review")]
     token_file: Option<PathBuf>,
+    /// PEM certificates of the authorities that the endpoint's may come from, instead of the system's.
+    #[arg(long, value_name = "FILE", requires = "review")]
+    ca_file: Option<PathBuf>,
     /// Database that keeps ledger and spool [default: linesight/spool.db in the user's state folder].
     #[arg(long, value_name = "FILE")]
     spool: Option<PathBuf>,
@@ -189,10 +192,11 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     let mut backbone = line::arm(&model, &a.device, a.allow_fallback, !a.realtime)?;
     let deliver = match &a.review {
         Some(url) => {
-            let token = a.token_file.as_deref().map(crate::deliver::read_token).transpose()?;
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;
-            let endpoint = Some(Endpoint { url: url.clone(), token });
-            Some(Deliver::open(Config { database, run: Uuid::now_v7(), endpoint })?)
+            let token = a.token_file.clone().map(Token::File);
+            let targets =
+                vec![Target::review(Endpoint { token, ca_file: a.ca_file.clone(), ..Endpoint::new(url.clone()) })];
+            Some(Deliver::open(Config { database, run: Uuid::now_v7(), targets, audit: None })?)
         }
         None => None,
     };
@@ -230,6 +234,11 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
             last_error.unwrap_or_else(|| "no answer in time".into())
         ))
         .hint("they are safe in the spool and are sent by the next run with --review and the same --spool")),
+        Some(Drained { dead, last_error, .. }) if dead > 0 => Err(Error::missing(format!(
+            "{dead} anomalies were refused by the review endpoint: {}",
+            last_error.unwrap_or_else(|| "it will not take them".into())
+        ))
+        .hint("they wait for a person: `linesight spool list --dead` shows them, `linesight spool retry` sends them again")),
         _ => Ok(0),
     }
 }

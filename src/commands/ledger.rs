@@ -88,7 +88,7 @@ struct Filters {
     #[arg(long)]
     line: Option<String>,
     /// Only this verdict.
-    #[arg(long, value_parser = ["pass", "reject", "unsure", "missed", "interrupted", "checkpoint"])]
+    #[arg(long, value_parser = ["pass", "reject", "unsure", "missed", "interrupted", "checkpoint", "salvaged"])]
     verdict: Option<String>,
     /// Triggered at this time or later: 2026-01-31, 2026-01-31T08:00 (local time) or with an offset or Z.
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -279,8 +279,17 @@ fn verified(v: &Verified) -> String {
         };
         text += &format!(", {} rows recovered", window.recovered);
     }
+    for salvaged in &v.salvaged {
+        text += &format!(
+            "\n  the database was damaged at {}, and rows were salvaged from \"{}\": {} rows of parts, {} anomalies lost",
+            salvaged.at, salvaged.quarantine, salvaged.rows, salvaged.lost
+        );
+        for hole in &salvaged.holes {
+            text += &format!("\n    rows {} to {} of the chain are lost", hole.first, hole.last);
+        }
+    }
     for (first, last) in &v.gaps {
-        text += &format!("\n  no row for parts {first} to {last}, inside an interrupted window");
+        text += &format!("\n  no row for parts {first} to {last}, as a row that is no part explains");
     }
     if v.checkpoints > 0 {
         text += &format!("\n  {} checkpoints of retention", v.checkpoints);
@@ -296,9 +305,9 @@ fn verified(v: &Verified) -> String {
 
 fn reconciled(r: &Reconciled) -> String {
     let mut text = format!(
-        "{}: {}\n  triggered {} = passed {} + rejected {} + unsure {} + missed {}   (interrupted: {})\n  \
+        "{}: {}\n  triggered {} = passed {} + rejected {} + unsure {} + missed {}   (interrupted: {}, lost: {})\n  \
          rejected {} + unsure {} + missed with a picture {} = spooled {}\n  \
-         spooled {} = delivered {} + waiting {} + dead {} + dropped {} + purged {}",
+         spooled {} = delivered {} + waiting {} + dead {} + dropped {} + purged {} + lost {}",
         r.line,
         if r.wrong.is_empty() { "OK" } else { "WRONG" },
         r.triggered,
@@ -307,6 +316,7 @@ fn reconciled(r: &Reconciled) -> String {
         r.unsure,
         r.missed,
         r.interrupted,
+        r.lost_rows,
         r.rejected,
         r.unsure,
         r.missed_with_picture,
@@ -316,7 +326,8 @@ fn reconciled(r: &Reconciled) -> String {
         r.waiting,
         r.dead,
         r.dropped,
-        r.purged
+        r.purged,
+        r.lost
     );
     for wrong in &r.wrong {
         text += &format!("\n  {wrong}");

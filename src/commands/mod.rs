@@ -10,6 +10,7 @@ mod ledger;
 mod model;
 mod review;
 mod run;
+mod spool;
 mod status;
 mod teach;
 mod terminal;
@@ -43,6 +44,8 @@ pub enum Command {
     Doctor(doctor::Arguments),
     /// List, export and check the ledger: a row for each part.
     Ledger(ledger::Arguments),
+    /// Look at the anomalies that wait, send them again, export them, give them up.
+    Spool(spool::Arguments),
     /// Look at a model package, check it, calibrate it for another device.
     Model(model::Arguments),
 }
@@ -61,6 +64,7 @@ pub fn run(command: Command) -> Result<u8> {
         Command::Cameras(a) => cameras::run(a),
         Command::Doctor(a) => doctor::run(a),
         Command::Ledger(a) => ledger::run(a),
+        Command::Spool(a) => spool::run(a),
         Command::Model(a) => model::run(a),
     }
 }

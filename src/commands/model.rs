@@ -1,13 +1,16 @@
 //! `linesight model`: look at a package, check it on this machine, calibrate it for another device.
 
+use super::inspect::default_spool;
 use super::terminal::Progress;
 use super::{print_json, print_text};
 use crate::capture::Source;
+use crate::config::Config;
 use crate::detect::{Device, Precision};
 use crate::error::Result;
 use crate::judge::calibration::{Basis, Change, check_rate};
 use crate::line;
 use crate::model::{Model, Trigger};
+use crate::observe::audit::{self, Entry};
 use crate::prepare::Registration;
 use crate::prepare::shrink::Size;
 use crate::teach;
@@ -64,6 +67,9 @@ enum Action {
         /// Share of good parts that may be rejected [default: the package's].
         #[arg(long)]
         false_reject_rate: Option<f64>,
+        /// A line.toml whose audit log is told.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
@@ -81,6 +87,9 @@ enum Action {
         /// Why it is set.
         #[arg(long, value_name = "TEXT")]
         why: String,
+        /// A line.toml whose audit log is told.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
@@ -98,6 +107,37 @@ struct Set {
     guaranteed_false_reject_rate: f64,
     by: String,
     why: String,
+}
+
+/// The audit log of the lines that use the model, where it was named.
+struct Log(Option<audit::Options>);
+
+impl Log {
+    /// Looks whether it can be written before anything is changed.
+    fn of(config: Option<&Path>) -> Result<Log> {
+        let Some(file) = config else { return Ok(Log(None)) };
+        let options = Config::load(file)?.audit_log(&default_spool()?);
+        match &options {
+            Some(options) => audit::check(options)?,
+            None => tracing::warn!("\"{}\" has no audit log: the change stands in the package alone", file.display()),
+        }
+        Ok(Log(options))
+    }
+
+    fn threshold(&self, model: &Model, from: f32, by: &str, why: &str) -> Result<()> {
+        let Some(options) = &self.0 else { return Ok(()) };
+        let entry = Entry::ThresholdChanged {
+            line: None,
+            model: model.name.clone(),
+            version: model.version.clone(),
+            from,
+            to: model.threshold(),
+            why: Some(why.to_owned()),
+        };
+        let user = audit::user();
+        let who = if by == user { user } else { format!("{by} (process of {user})") };
+        audit::note(options, &who, vec![entry])
+    }
 }
 
 #[derive(Serialize)]
@@ -209,12 +249,14 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
                 ))?;
             }
         }
-        Action::SetThreshold { dir, threshold, by, why, json } => {
+        Action::SetThreshold { dir, threshold, by, why, config, json } => {
+            let log = Log::of(config.as_deref())?;
             let mut model = Model::load(&dir)?;
             let by = by.or_else(|| std::env::var("USER").ok()).unwrap_or_default();
             let threshold_before = model.threshold();
             model.set_threshold(threshold, &by, &why)?;
             model.save(&dir)?;
+            log.threshold(&model, threshold_before, &by, &why)?;
             let c = &model.calibration;
             let set = Set {
                 name: model.name.clone(),
@@ -241,12 +283,15 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
                 ))?;
             }
         }
-        Action::Calibrate { dir, good, device, precision, allow_fallback, false_reject_rate, json } => {
+        Action::Calibrate { dir, good, device, precision, allow_fallback, false_reject_rate, config, json } => {
+            let log = Log::of(config.as_deref())?;
             false_reject_rate.map_or(Ok(()), check_rate)?;
             let mut model = Model::load(&dir)?;
             let rate = false_reject_rate.unwrap_or(model.calibration.wanted_false_reject_rate);
             let precision = precision.unwrap_or(model.precision);
+            let before = model.threshold();
             let done = calibrate(&mut model, &dir, &good, &device, precision, allow_fallback, rate)?;
+            log.threshold(&model, before, &audit::user(), "calibrated with good parts")?;
             if json {
                 print_json(&done)?;
             } else {

@@ -4,7 +4,9 @@ use super::inspect::{PATIENCE, default_spool};
 use super::terminal::stop_flag;
 use super::{print_json, print_text};
 use crate::config::{self, Config};
+use crate::deliver::TargetStatus;
 use crate::error::{Context, Error, Result};
+use crate::observe::notify::Notify;
 use crate::plant::{self, Plant, Summary};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -39,7 +41,12 @@ struct Report {
     lines: Vec<Summary>,
     delivered: u64,
     waiting: u64,
+    /// Refused for good in this run: they wait for a person.
+    dead: u64,
     bytes_uploaded: u64,
+    /// Each target, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    targets: Vec<TargetStatus>,
 }
 
 pub(super) fn run(a: Arguments) -> Result<u8> {
@@ -52,6 +59,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     if a.check {
         return check(&file, &config);
     }
+    let mut notify = Notify::from_environment();
     let stop = stop_flag()?;
     let hangup = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGHUP, hangup.clone()).failed(|| "no handler for SIGHUP")?;
@@ -65,20 +73,27 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     }
     let mut seen = modified(&file);
     let mut ticked = Instant::now();
+    let every = notify.every(TICK);
     while !stop.load(Relaxed) && !plant.is_over() {
         std::thread::sleep(LOOK);
         let asked = hangup.swap(false, Relaxed);
-        if ticked.elapsed() < TICK && !asked {
+        if ticked.elapsed() < every && !asked {
             continue;
         }
         ticked = Instant::now();
         plant.tick();
+        notify.tick(plant.life(notify.limit()));
         let now = modified(&file);
         if asked || now != seen {
             seen = now;
-            reload(&mut plant, &file);
+            notify.reloading();
+            reload(&mut plant, &file, if asked { "SIGHUP" } else { "reload by file" });
+            notify.reloaded();
         }
     }
+    // recordings may all have ended before the first look
+    notify.tick(plant.life(notify.limit()));
+    notify.stopping();
     // a recording that ended has time for its uploads, a person who stops the process has not
     let patience = if stop.load(Relaxed) { Duration::ZERO } else { PATIENCE };
     let (lines, drained) = plant.stop(patience)?;
@@ -87,6 +102,8 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         lines,
         delivered: drained.delivered,
         waiting: drained.waiting,
+        dead: drained.dead,
+        targets: drained.targets,
         bytes_uploaded: drained.bytes_uploaded,
     };
     if a.json {
@@ -102,17 +119,26 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
 }
 
 /// A file that cannot be read keeps the lines as they are.
-fn reload(plant: &mut Plant, file: &Path) {
-    match Config::load(file).and_then(|config| plant.reload(config)) {
+fn reload(plant: &mut Plant, file: &Path, who: &str) {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(e) => {
+            plant.refused(file, &e, who);
+            return complain(&e);
+        }
+    };
+    match plant.reload(config, who) {
         Ok(keys) if keys.is_empty() => tracing::info!("configuration reloaded"),
         Ok(keys) => {
             tracing::warn!("configuration reloaded, but these take effect at the next start: {}", keys.join(", "));
         }
-        Err(e) => {
-            let hint = e.hint_text().map(|h| format!(" ({h})")).unwrap_or_default();
-            tracing::error!("configuration not reloaded, the lines go on as they were: {e}{hint}");
-        }
+        Err(e) => complain(&e),
     }
+}
+
+fn complain(e: &Error) {
+    let hint = e.hint_text().map(|h| format!(" ({h})")).unwrap_or_default();
+    tracing::error!("configuration not reloaded, the lines go on as they were: {e}{hint}");
 }
 
 fn check(file: &Path, config: &Config) -> Result<u8> {
@@ -142,5 +168,14 @@ fn text(report: &Report) -> String {
         })
         .collect();
     out.push(format!("uploaded {} anomalies, {} wait in the spool", report.delivered, report.waiting));
+    for t in &report.targets {
+        out.push(format!(
+            "  {}: {} delivered, {} waiting, {} dead",
+            t.name, t.delivered, t.depth.waiting, t.depth.dead
+        ));
+    }
+    if report.dead > 0 {
+        out.push(format!("{} were refused for good: `linesight spool list --dead` shows them", report.dead));
+    }
     out.join("\n")
 }

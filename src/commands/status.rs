@@ -117,6 +117,9 @@ fn table(report: &Report) -> String {
         }
     }
     for s in &report.lines {
+        if let Some(hung) = &s.hung {
+            out += &format!("{}: {hung}\n", plain(&s.line));
+        }
         if let Some(reason) = &s.reason {
             out += &format!("{}: {}: {}\n", plain(&s.line), s.state.as_str(), plain(reason));
         }

@@ -6,46 +6,70 @@
 //! 2. The annotated example assets/line.toml is the default (test `tests/config.rs::the_example_equals_the_defaults`).
 //! 3. Nothing is opened but files: no camera, no network, no device (test `tests/config.rs::check_opens_nothing`).
 
+mod changes;
 mod place;
 pub mod raw;
+mod targets;
 
 use crate::capture::{CameraOptions, Source, Watchdog};
-use crate::deliver::{Endpoint, Retention};
+use crate::deliver::{Bounds, REVIEW, Retention, Target};
 use crate::detect::Device;
 use crate::error::{Context, Error, Result};
 use crate::judge::debounce::Debounce;
 use crate::line::Overload;
 use crate::model::Trigger;
+use crate::observe::audit;
 use crate::prepare::Roi;
 use crate::respond::MqttOptions;
 use place::{Step, Text, steps};
 use raw::{Raw, RawLine};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use url::Url;
 
 /// Longest deadline: beyond a minute nobody waits.
 const DEADLINE_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
 const QUEUE: std::ops::RangeInclusive<u32> = 1..=64;
 const REQUESTS: std::ops::RangeInclusive<u32> = 1..=64;
 const DEBOUNCE: std::ops::RangeInclusive<u32> = 1..=16;
+const AUDIT_MB: std::ops::RangeInclusive<u32> = 1..=4096;
+const AUDIT_KEEP: std::ops::RangeInclusive<u32> = 1..=1000;
 /// Longer names make no good topics and column heads.
 const NAME_BYTES: usize = 64;
 
 /// What is run, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    pub file: PathBuf,
+    /// Of the file's text, in hexadecimal digits.
+    pub sha256: String,
     pub site: String,
     /// None: the user's state folder.
     pub database: Option<PathBuf>,
     pub retention: Retention,
-    pub review: Option<Endpoint>,
+    /// How much the spool holds.
+    pub bounds: Bounds,
+    /// Where anomalies go.
+    pub targets: Vec<Target>,
     /// None: off.
     pub observe: Option<SocketAddr>,
+    /// None: off.
+    pub audit: Option<AuditConfig>,
     pub mqtt: Option<MqttOptions>,
     pub lines: Vec<LineConfig>,
+    /// Every key as it may be shown.
+    keys: changes::Keys,
+}
+
+/// The audit log, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// None: beside the database.
+    pub file: Option<PathBuf>,
+    pub max_bytes: u64,
+    pub keep: u32,
 }
 
 /// One line, checked. Two that are equal need no restart.
@@ -91,14 +115,47 @@ impl Config {
 }
 
 impl Config {
+    /// The target that [review] names.
+    fn review(&self) -> Option<&Target> {
+        self.targets.iter().find(|target| target.name == REVIEW)
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().filter(|target| target.name != REVIEW)
+    }
+
+    /// Which keys are other in `other`, with their values; secrets are left out.
+    pub fn changes(&self, other: &Config) -> Vec<audit::Change> {
+        changes::between(&self.keys, &other.keys)
+    }
+
+    /// Takes the lines of another configuration, as a reload does; the rest takes effect at the next start.
+    pub fn take_lines(&mut self, other: Config) {
+        self.keys.retain(|(line, _), _| line.is_none());
+        self.keys.extend(other.keys.into_iter().filter(|((line, _), _)| line.is_some()));
+        (self.lines, self.file, self.sha256) = (other.lines, other.file, other.sha256);
+    }
+
+    /// Where the audit log is, if there is one. `database` is used when the configuration names none.
+    pub fn audit_log(&self, database: &Path) -> Option<audit::Options> {
+        let audit = self.audit.as_ref()?;
+        let database = self.database.as_deref().unwrap_or(database);
+        let file = audit.file.clone().unwrap_or_else(|| audit::Options::beside(database));
+        Some(audit::Options { file, max_bytes: audit.max_bytes, keep: audit.keep })
+    }
+
     /// Names of what the lines share that is other in `other`: it takes a restart.
     pub fn shared_changes(&self, other: &Config) -> Vec<&'static str> {
-        let endpoint = |c: &Config| c.review.as_ref().map(|e| (e.url.clone(), e.token.clone()));
         [
             ("site", self.site != other.site),
-            ("spool", self.database != other.database || self.retention != other.retention),
-            ("review", endpoint(self) != endpoint(other)),
+            (
+                "spool",
+                self.database != other.database || self.retention != other.retention || self.bounds != other.bounds,
+            ),
+            ("review", self.review() != other.review()),
+            ("target", !self.others().eq(other.others())),
             ("observe", self.observe != other.observe),
+            ("audit", self.audit != other.audit),
             ("mqtt", self.mqtt != other.mqtt),
         ]
         .into_iter()
@@ -138,7 +195,7 @@ impl Checker<'_> {
 
     fn check(&self, raw: Raw) -> Result<Config> {
         self.name(&key("site"), &raw.site)?;
-        let review = raw.review.as_ref().map(|r| self.review(r)).transpose()?;
+        let targets = self.targets(&raw)?;
         let mqtt = raw.mqtt.as_ref().map(|m| self.mqtt(m, &raw.site)).transpose()?;
         let observe = match raw.observe.listen.as_str() {
             "off" => None,
@@ -150,12 +207,16 @@ impl Checker<'_> {
                 )
             })?),
         };
-        for (name, wrong) in [
-            ("retention_days", raw.spool.retention_days == Some(0)),
-            ("retention_rows", raw.spool.retention_rows == Some(0)),
+        let s = &raw.spool;
+        for (name, wrong, hint) in [
+            ("retention_days", s.retention_days == Some(0), "give 1 or more, or leave the key out to keep every row"),
+            ("retention_rows", s.retention_rows == Some(0), "give 1 or more, or leave the key out to keep every row"),
+            ("retention_mb", s.retention_mb == Some(0), "give 1 or more, or leave the key out to keep every row"),
+            ("max_mb", s.max_mb == 0, "give 1 or more megabytes"),
+            ("max_items", s.max_items == 0, "give 1 or more"),
+            ("max_days", s.max_days == Some(0), "give 1 or more, or leave the key out"),
         ] {
             if wrong {
-                let hint = "give 1 or more, or leave the key out to keep every row";
                 return Err(self.wrong(&key(&format!("spool.{name}")), "0 would keep nothing", hint));
             }
         }
@@ -176,12 +237,28 @@ impl Checker<'_> {
             }
             lines.push(self.line(i, line)?);
         }
+        let audit = self.audit(&raw.audit)?;
+        let sum = Sha256::digest(self.at.text.as_bytes());
         Ok(Config {
+            file: self.at.file.to_owned(),
+            sha256: sum.iter().map(|b| format!("{b:02x}")).collect(),
+            keys: changes::keys(self.at.text),
             site: raw.site,
             database: raw.spool.database.as_deref().map(|p| self.path(p)),
-            retention: Retention { days: raw.spool.retention_days, rows: raw.spool.retention_rows, bytes: None },
-            review,
+            retention: Retention {
+                days: raw.spool.retention_days,
+                rows: raw.spool.retention_rows,
+                bytes: raw.spool.retention_mb.map(|mb| mb.saturating_mul(1_000_000)),
+            },
+            bounds: Bounds {
+                bytes: Some(raw.spool.max_mb.saturating_mul(1_000_000)),
+                items: Some(raw.spool.max_items),
+                days: raw.spool.max_days,
+                when_full: Some(raw.spool.when_full),
+            },
+            targets,
             observe,
+            audit,
             mqtt,
             lines,
         })
@@ -198,29 +275,26 @@ impl Checker<'_> {
         Err(self.wrong(at, &message, format!("1 to {NAME_BYTES} letters (a-z), digits, '-', '_' and '.'")))
     }
 
-    fn review(&self, raw: &raw::RawReview) -> Result<Endpoint> {
-        let at = key("review.url");
-        let url = Url::parse(&raw.url)
-            .ok()
-            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
-            .ok_or_else(|| {
-                let message = format!("\"{}\" is no http or https address", raw.url.escape_debug());
-                self.wrong(&at, &message, "for example \"http://127.0.0.1:8080\"")
-            })?;
-        if !url.username().is_empty() || url.password().is_some() {
+    fn audit(&self, raw: &raw::RawAudit) -> Result<Option<AuditConfig>> {
+        for (name, value, range) in [("max_mb", raw.max_mb, AUDIT_MB), ("keep", raw.keep, AUDIT_KEEP)] {
+            if !range.contains(&value) {
+                let hint = format!("accepted: {} to {}", range.start(), range.end());
+                return Err(self.wrong(&key(&format!("audit.{name}")), &format!("{value} is out of range"), hint));
+            }
+        }
+        if raw.file.as_deref() == Some(Path::new("off")) {
+            return Ok(None);
+        }
+        let file = raw.file.as_deref().map(|p| self.path(p));
+        if let Some(folder) = file.as_ref().filter(|f| f.file_name().is_none() || f.is_dir()) {
+            let message = format!("\"{}\" is a folder", folder.display());
             return Err(self.wrong(
-                &at,
-                "the address holds a login",
-                "put the token into a file and name it with token_file",
+                &key("audit.file"),
+                &message,
+                "name a file, for example \"audit.jsonl\", or \"off\"",
             ));
         }
-        let token = raw
-            .token_file
-            .as_deref()
-            .map(|p| crate::deliver::read_token(&self.path(p)))
-            .transpose()
-            .map_err(|e| self.at(&key("review.token_file"), e, "name a file that holds the token"))?;
-        Ok(Endpoint { url, token })
+        Ok(Some(AuditConfig { file, max_bytes: u64::from(raw.max_mb) << 20, keep: raw.keep }))
     }
 
     fn mqtt(&self, raw: &raw::RawMqtt, site: &str) -> Result<MqttOptions> {

@@ -59,7 +59,9 @@ impl Text<'_> {
         for step in path {
             let next = match (&value, step) {
                 (DeValue::Table(t), Step::Key(k)) => {
-                    let (key, v) = t.iter().find(|(key, _)| key.get_ref().as_ref() == k.as_str())?;
+                    let Some((key, v)) = t.iter().find(|(key, _)| key.get_ref().as_ref() == k.as_str()) else {
+                        return found;
+                    };
                     // a table of tables has no value of its own to point at
                     found = Some(if v.get_ref().is_table() || v.get_ref().is_array() { v.span() } else { key.span() });
                     v.get_ref().clone()

@@ -1,10 +1,12 @@
 //! line.toml as typed. [`super`] turns it into what the program works with; the JSON Schema for editors is made from here.
 
 use crate::capture::CameraOptions;
+use crate::deliver::{Order, WhenFull};
 use crate::line::Overload;
 use crate::model::Trigger;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Lines to run, and what they share. Relative paths are relative to this file.
@@ -19,8 +21,13 @@ pub struct Raw {
     pub spool: RawSpool,
     /// Where anomalies and line reports go. Without it they wait in the spool.
     pub review: Option<RawReview>,
+    /// Other places where anomalies go, besides the review endpoint. Each gets each anomaly.
+    #[serde(default)]
+    pub target: Vec<RawTarget>,
     #[serde(default)]
     pub observe: RawObserve,
+    #[serde(default)]
+    pub audit: RawAudit,
     /// Answers to the plant.
     pub mqtt: Option<RawMqtt>,
     /// The lines, each with a camera or recording and a model.
@@ -33,8 +40,8 @@ fn site() -> String {
 }
 
 /// Ledger and spool: one database for all lines.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct RawSpool {
     /// The SQLite file; linesight/run.db in the user's state folder when left out.
     pub database: Option<PathBuf>,
@@ -42,6 +49,32 @@ pub struct RawSpool {
     pub retention_days: Option<u32>,
     /// The oldest ledger rows go when a line has more than this.
     pub retention_rows: Option<u64>,
+    /// Megabytes that the rows of all lines may take, 400 bytes each; lines share them evenly.
+    pub retention_mb: Option<u64>,
+    /// Megabytes of events and pictures that wait for delivery at most.
+    pub max_mb: u64,
+    /// Anomalies that wait for delivery at most.
+    pub max_items: u64,
+    /// Anomalies that have waited longer go, days. They wait for ever when left out.
+    pub max_days: Option<u32>,
+    /// What goes when more would wait, or when the disk is full: the oldest anomalies' pictures, the oldest anomalies, or those
+    /// with the lowest confidence. Each is in the ledger, in the metrics and in the log.
+    pub when_full: WhenFull,
+}
+
+impl Default for RawSpool {
+    fn default() -> Self {
+        RawSpool {
+            database: None,
+            retention_days: None,
+            retention_rows: None,
+            retention_mb: None,
+            max_mb: 10_000,
+            max_items: 100_000,
+            max_days: None,
+            when_full: WhenFull::default(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -49,8 +82,95 @@ pub struct RawSpool {
 pub struct RawReview {
     /// http or https. A URL without a path is a base; any other path is used as it stands.
     pub url: String,
-    /// A file that holds the endpoint's bearer token.
+    /// A file that holds the endpoint's bearer token; read again when it changes.
     pub token_file: Option<PathBuf>,
+    /// PEM certificates of the authorities that the endpoint's may come from, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM certificate chain of this client.
+    pub cert_file: Option<PathBuf>,
+    /// PEM key of this client.
+    pub key_file: Option<PathBuf>,
+    /// http://host:port of a proxy; the one named in the environment when left out.
+    pub proxy: Option<String>,
+    /// Anomalies sent at a time, 1 to 16.
+    #[serde(default = "one")]
+    pub parallel: u32,
+    /// Which anomaly goes first.
+    #[serde(default)]
+    pub order: Order,
+    /// Most kilobits a second, 8 or more; as many as the link takes when left out.
+    pub max_kbit_s: Option<u64>,
+}
+
+/// Kinds of other places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawKind {
+    /// JSON to any URL.
+    Webhook,
+    /// A bucket that speaks S3.
+    S3,
+    /// A folder of this machine, or one that is mounted.
+    Folder,
+    /// A second review endpoint.
+    Review,
+}
+
+/// Another place where anomalies go. Which keys there are depends on `kind`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTarget {
+    /// Unique; what waits in the spool waits under this name.
+    pub name: String,
+    pub kind: RawKind,
+    /// Anomalies sent at a time, 1 to 16.
+    #[serde(default = "one")]
+    pub parallel: u32,
+    /// Which anomaly goes first.
+    #[serde(default)]
+    pub order: Order,
+    /// Most kilobits a second, 8 or more; as many as the link takes when left out.
+    pub max_kbit_s: Option<u64>,
+    /// webhook, review: where to post. s3: the service without the bucket; that of AWS when left out.
+    pub url: Option<String>,
+    /// webhook, review: a file that holds the endpoint's bearer token; read again when it changes.
+    pub token_file: Option<PathBuf>,
+    /// PEM certificates of the authorities that the endpoint's may come from, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM certificate chain of this client.
+    pub cert_file: Option<PathBuf>,
+    /// PEM key of this client.
+    pub key_file: Option<PathBuf>,
+    /// http://host:port of a proxy; the one named in the environment when left out.
+    pub proxy: Option<String>,
+    /// webhook: send the pictures too, in base64; true when left out.
+    pub pictures: Option<bool>,
+    /// webhook: more headers. What is secret belongs into `header_files`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// webhook: more headers, each with the file that holds its value; read again when it changes.
+    #[serde(default)]
+    pub header_files: BTreeMap<String, PathBuf>,
+    /// s3: its name.
+    pub bucket: Option<String>,
+    /// s3: keys begin with it.
+    pub prefix: Option<String>,
+    /// s3: us-east-1 when left out.
+    pub region: Option<String>,
+    /// s3: the bucket is in the path of the URL, not in the host; true when left out.
+    pub path_style: Option<bool>,
+    /// s3: keys in the format of the AWS tools, read again when it changes; from the environment when left out.
+    pub credentials_file: Option<PathBuf>,
+    /// s3: section of `credentials_file`; default when left out.
+    pub profile: Option<String>,
+    /// folder: has to be there.
+    pub path: Option<PathBuf>,
+    /// folder: write only while something is mounted there; false when left out.
+    pub mounted: Option<bool>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -63,6 +183,24 @@ pub struct RawObserve {
 impl Default for RawObserve {
     fn default() -> Self {
         RawObserve { listen: "127.0.0.1:9464".into() }
+    }
+}
+
+/// Who did what, and what became of each anomaly: JSON lines.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAudit {
+    /// The file, or "off"; beside the database as <database>.audit.jsonl when left out.
+    pub file: Option<PathBuf>,
+    /// A file that would become larger moves on to FILE.1, 1 to 4096.
+    pub max_mb: u32,
+    /// Full files that are kept, 1 to 1000.
+    pub keep: u32,
+}
+
+impl Default for RawAudit {
+    fn default() -> Self {
+        RawAudit { file: None, max_mb: crate::observe::audit::MAX_MB, keep: crate::observe::audit::KEEP }
     }
 }
 

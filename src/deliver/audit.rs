@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 
-use super::chain::{CHECKPOINT, Checkpoint, Hash, INTERRUPTED, Interrupted, hex};
+use super::chain::{CHECKPOINT, Checkpoint, Hash, INTERRUPTED, Interrupted, SALVAGED, Salvaged, hex, unhex};
 use super::database::Sql;
 use super::ledger::Ledger;
 use crate::error::Result;
@@ -34,6 +34,8 @@ pub struct Verified {
     /// Ranges of part numbers (both ends included) without a row, inside interrupted windows.
     pub gaps: Vec<(u64, u64)>,
     pub interrupted: Vec<Interrupted>,
+    /// What was lost with damaged files.
+    pub salvaged: Vec<Salvaged>,
     /// Steps of retention in the chain.
     pub checkpoints: u64,
     /// Rows that are older than the chain: not verified.
@@ -48,10 +50,12 @@ pub struct Verified {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Reconciled {
     pub line: String,
-    /// Numbers handed out, less those in interrupted windows that have no row.
+    /// Numbers handed out, less those in interrupted windows that have no row and those lost with a damaged file.
     pub triggered: u64,
     /// Those in interrupted windows that have no row.
     pub interrupted: u64,
+    /// Those whose row was lost with a damaged file, or may have been.
+    pub lost_rows: u64,
     pub passed: u64,
     pub rejected: u64,
     pub unsure: u64,
@@ -64,17 +68,19 @@ pub struct Reconciled {
     pub dead: u64,
     pub dropped: u64,
     pub purged: u64,
+    /// Lost with a damaged file.
+    pub lost: u64,
     /// The equations that do not hold; empty: the line reconciles.
     pub wrong: Vec<String>,
 }
 
 /// Part numbers that have a row, as ranges.
 #[derive(Debug, Default)]
-struct Numbers(BTreeMap<i64, i64>);
+pub(super) struct Numbers(BTreeMap<i64, i64>);
 
 impl Numbers {
     /// False: it is there already.
-    fn add(&mut self, n: i64) -> bool {
+    pub fn add(&mut self, n: i64) -> bool {
         let before = self.0.range(..=n).next_back().map(|(first, last)| (*first, *last));
         if before.is_some_and(|(_, last)| last >= n) {
             return false;
@@ -88,7 +94,7 @@ impl Numbers {
         true
     }
 
-    fn ends(&self) -> Option<(i64, i64)> {
+    pub fn ends(&self) -> Option<(i64, i64)> {
         Some((*self.0.first_key_value()?.0, *self.0.last_key_value()?.1))
     }
 
@@ -98,7 +104,7 @@ impl Numbers {
     }
 
     /// Ranges without a row, from `next` up to (not including) `end`.
-    fn gaps(&self, mut next: i64, end: i64) -> Vec<(i64, i64)> {
+    pub fn gaps(&self, mut next: i64, end: i64) -> Vec<(i64, i64)> {
         let mut gaps = Vec::new();
         for (first, last) in &self.0 {
             if *first > next {
@@ -114,21 +120,58 @@ impl Numbers {
 }
 
 /// Cuts ranges at windows: those inside, and the first number that is in none.
-fn explain(gaps: &[(i64, i64)], windows: &[Interrupted]) -> (Vec<(u64, u64)>, Option<i64>) {
+pub(super) fn explain(gaps: &[(i64, i64)], windows: &[(u64, u64)]) -> (Vec<(u64, u64)>, Option<i64>) {
     let mut inside = Vec::new();
     for &(first, last) in gaps {
         let mut at = first;
         while at <= last {
             let n = at.cast_unsigned();
-            let Some(window) = windows.iter().filter(|w| w.first <= n && n < w.end).max_by_key(|w| w.end) else {
+            let Some(window) = windows.iter().filter(|w| w.0 <= n && n < w.1).max_by_key(|w| w.1) else {
                 return (inside, Some(at));
             };
-            let end = last.min(window.end.cast_signed() - 1);
+            let end = last.min(window.1.cast_signed() - 1);
             inside.push((n, end.cast_unsigned()));
             at = end + 1;
         }
     }
     (inside, None)
+}
+
+/// How many numbers of `gaps` are in a window (first number, and the one after the last).
+fn covered(gaps: &[(i64, i64)], windows: &[(u64, u64)]) -> u64 {
+    let all: u64 = gaps.iter().map(|(first, last)| (last - first + 1).cast_unsigned()).sum();
+    all - outside(gaps, windows).iter().map(|(first, end)| end - first).sum::<u64>()
+}
+
+/// What of `gaps` is in no window, as first number and the one after the last.
+pub(super) fn outside(gaps: &[(i64, i64)], windows: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut sorted = windows.to_vec();
+    sorted.sort_unstable();
+    let mut out = Vec::new();
+    for &(first, last) in gaps {
+        let (mut next, end) = (first.cast_unsigned(), last.cast_unsigned() + 1);
+        for &(from, to) in sorted.iter().filter(|(from, to)| from < to) {
+            if from > next && next < end {
+                out.push((next, from.min(end)));
+            }
+            next = next.max(to);
+        }
+        if next < end {
+            out.push((next, end));
+        }
+    }
+    out
+}
+
+/// Windows of unclean stops.
+pub(super) fn windows(interrupted: &[Interrupted]) -> Vec<(u64, u64)> {
+    interrupted.iter().map(|window| (window.first, window.end)).collect()
+}
+
+/// Numbers of a run, or of all runs over which they go on, that lost their rows with damaged files.
+pub(super) fn lost_windows(salvaged: &[Salvaged], run: Option<&str>) -> Vec<(u64, u64)> {
+    let missing = salvaged.iter().flat_map(|salvaged| &salvaged.missing);
+    missing.filter(|missing| missing.run.as_deref() == run).map(|missing| (missing.first, missing.end)).collect()
 }
 
 /// A line's row in `lines`.
@@ -166,6 +209,7 @@ impl Ledger {
         let head = self.head(line).map_err(|e| self.unreadable(e))?;
         v.unchained = self.count("SELECT count(*) FROM ledger WHERE line = ?1 AND chain IS NULL", line)?;
         let mut walk = Walk { anchor: self.anchors(line)?, known: known.map(str::to_lowercase), ..Walk::default() };
+        walk.holes = self.holes(line).map_err(|e| self.unreadable(e))?;
         walk.seen = walk.known.as_ref().is_some_and(|known| walk.anchor.values().any(|c| c.hash == *known));
         self.chain(line, |place, row| {
             let step = row.map_err(|e| format!("row {place} cannot be read: {e}")).and_then(|(row, hash)| {
@@ -181,6 +225,20 @@ impl Ledger {
             v.wrong = walk.end(&mut v, head.as_ref());
         }
         Ok(v)
+    }
+
+    /// What salvaged rows say of the chain's holes.
+    fn holes(&self, line: &str) -> Sql<BTreeMap<i64, (i64, Option<String>)>> {
+        let mut read = self.connection.prepare_cached("SELECT detail FROM ledger WHERE line = ?1 AND verdict = ?2")?;
+        let mut rows = read.query([line, SALVAGED])?;
+        let mut holes = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let detail: Option<String> = row.get(0)?;
+            // one that cannot be read is found out when the chain comes to it
+            let salvaged = detail.and_then(|json| serde_json::from_str::<Salvaged>(&json).ok()).unwrap_or_default();
+            holes.extend(salvaged.holes.into_iter().map(|hole| (hole.first, (hole.last, hole.next))));
+        }
+        Ok(holes)
     }
 
     /// What the checkpoints say, by the place of the last row that was removed.
@@ -202,21 +260,26 @@ impl Ledger {
     /// Checks that everything on one line is accounted for.
     pub fn reconcile(&self, line: &str) -> Result<Reconciled> {
         let mut r = Reconciled { line: line.to_owned(), ..Reconciled::default() };
-        let windows = self.count_rows(line, &mut r).map_err(|e| self.unreadable(e))?;
-        r.waiting = self.count("SELECT count(*) FROM spool WHERE line = ?1", line)?;
+        let (interrupted, salvaged) = self.count_rows(line, &mut r).map_err(|e| self.unreadable(e))?;
+        r.waiting = self.count("SELECT count(*) FROM spool WHERE line = ?1 AND state != 'dead'", line)?;
         let mut handed = 0;
         let head = self.head(line).map_err(|e| self.unreadable(e))?.filter(|head| head.numbered);
         let mut runs = self.numbers(line).map_err(|e| self.unreadable(e))?;
         let numbers = runs.remove(&None).unwrap_or_default();
         let start = first_number(&self.anchors(line)?);
         let end = head.map_or(0, |head| head.next_part).max(numbers.ends().map_or(0, |(_, last)| last + 1));
-        let (inside, _) = explain(&numbers.gaps(start, end), &windows);
-        r.interrupted = inside.iter().map(|(first, last)| last - first + 1).sum();
+        let gaps = numbers.gaps(start, end);
+        let mut known = windows(&interrupted);
+        r.interrupted = covered(&gaps, &known);
+        known.extend(lost_windows(&salvaged, None));
+        r.lost_rows = covered(&gaps, &known) - r.interrupted;
         handed += ((end - start).max(0) + numbers.below(start)).cast_unsigned();
-        for (first, last) in runs.values().filter_map(Numbers::ends) {
+        for (run, numbers) in &runs {
+            let Some((first, last)) = numbers.ends() else { continue };
             handed += (last - first + 1).cast_unsigned();
+            r.lost_rows += covered(&numbers.gaps(first, last), &lost_windows(&salvaged, run.as_deref()));
         }
-        r.triggered = handed.saturating_sub(r.interrupted);
+        r.triggered = handed.saturating_sub(r.interrupted + r.lost_rows);
         let parts = r.passed + r.rejected + r.unsure + r.missed;
         if r.triggered != parts {
             r.wrong.push(format!(
@@ -231,21 +294,21 @@ impl Ledger {
                 r.rejected, r.unsure, r.missed_with_picture, r.spooled
             ));
         }
-        let gone = r.delivered + r.waiting + r.dead + r.dropped + r.purged;
+        let gone = r.delivered + r.waiting + r.dead + r.dropped + r.purged + r.lost;
         if r.spooled != gone {
             r.wrong.push(format!(
-                "spooled {} is not delivered {} + waiting {} + dead {} + dropped {} + purged {} = {gone}",
-                r.spooled, r.delivered, r.waiting, r.dead, r.dropped, r.purged
+                "spooled {} is not delivered {} + waiting {} + dead {} + dropped {} + purged {} + lost {} = {gone}",
+                r.spooled, r.delivered, r.waiting, r.dead, r.dropped, r.purged, r.lost
             ));
         }
         Ok(r)
     }
 
-    /// Counts the rows of a line; returns its windows.
-    fn count_rows(&self, line: &str, r: &mut Reconciled) -> Sql<Vec<Interrupted>> {
+    /// Counts the rows of a line; returns what its rows that are no parts explain.
+    fn count_rows(&self, line: &str, r: &mut Reconciled) -> Sql<(Vec<Interrupted>, Vec<Salvaged>)> {
         let sql = "SELECT verdict, fate, count(*), count(event), count(delivered_at),
-                   CASE verdict WHEN 'interrupted' THEN detail END FROM ledger WHERE line = ?1 GROUP BY 1, 2, 6";
-        let mut windows = Vec::new();
+                   CASE WHEN verdict IN ('interrupted', 'salvaged') THEN detail END FROM ledger WHERE line = ?1 GROUP BY 1, 2, 6";
+        let (mut windows, mut salvaged) = (Vec::new(), Vec::new());
         let mut read = self.connection.prepare_cached(sql)?;
         let mut rows = read.query([line])?;
         while let Some(row) = rows.next()? {
@@ -261,6 +324,10 @@ impl Ledger {
                     let detail: Option<String> = row.get(5)?;
                     windows.extend(detail.and_then(|json| serde_json::from_str(&json).ok()));
                 }
+                SALVAGED => {
+                    let detail: Option<String> = row.get(5)?;
+                    salvaged.extend(detail.and_then(|json| serde_json::from_str(&json).ok()));
+                }
                 _ => {}
             }
             r.spooled += events;
@@ -269,10 +336,11 @@ impl Ledger {
                 Some("dead") => r.dead += count,
                 Some("dropped") => r.dropped += count,
                 Some("purged") => r.purged += count,
+                Some("lost") => r.lost += count,
                 _ => {}
             }
         }
-        Ok(windows)
+        Ok((windows, salvaged))
     }
 
     /// Part numbers that have a row: those that go on over runs (none), and of each other run.
@@ -292,6 +360,8 @@ impl Ledger {
 #[derive(Default)]
 struct Walk {
     anchor: BTreeMap<i64, Checkpoint>,
+    /// What rows after it say of the chain's holes: the last place, and hash of the row after it alone, by the first place.
+    holes: BTreeMap<i64, (i64, Option<String>)>,
     known: Option<String>,
     /// The known hash was met.
     seen: bool,
@@ -304,7 +374,22 @@ struct Walk {
 impl Walk {
     fn step(&mut self, v: &mut Verified, row: super::chain::Stored, hash: Hash) -> std::result::Result<(), String> {
         let place = row.chain;
+        let expected = self.place.map_or(0, |last| last + 1);
+        let alone = || Some(hex(&row.hash(&Hash::default())));
+        let hole = self.holes.get(&expected).filter(|(last, _)| *last == place - 1);
+        let salvaged = (row.verdict == SALVAGED)
+            .then(|| serde_json::from_str::<Salvaged>(row.detail.as_deref().unwrap_or_default()).ok())
+            .flatten();
+        let mut unchecked = false;
         let before = match (self.place, self.last) {
+            _ if hole.is_some_and(|(_, next)| next.is_some() && *next == alone()) => {
+                unchecked = true;
+                Hash::default()
+            }
+            // it says itself what it goes on from
+            _ if hole.is_some_and(|(_, next)| next.is_none()) && salvaged.is_some() => {
+                salvaged.as_ref().and_then(|salvaged| unhex(salvaged.before.as_deref()?)).unwrap_or_default()
+            }
             (Some(last), Some(hash)) if place == last + 1 => hash,
             (Some(last), Some(_)) if place > last + 1 => {
                 return Err(format!("rows {} to {} are missing", last + 1, place - 1));
@@ -318,7 +403,7 @@ impl Walk {
             _ => return Err(format!("row {place} has no place in the chain")),
         };
         let what = if row.is_part() { format!("part {}", row.part) } else { row.verdict.clone() };
-        if row.hash(&before) != hash {
+        if !unchecked && row.hash(&before) != hash {
             return Err(format!(
                 "row {place} ({what}) does not fit its hash and the row before: it or that one was changed, moved or put in"
             ));
@@ -333,6 +418,10 @@ impl Walk {
                 v.interrupted.push(window);
             }
             CHECKPOINT => v.checkpoints += 1,
+            SALVAGED => {
+                let salvaged = salvaged.ok_or_else(|| format!("row {place} ({what}) cannot be read"))?;
+                v.salvaged.push(salvaged);
+            }
             _ => {
                 v.rows += 1;
                 let numbers = match row.continued {
@@ -374,14 +463,16 @@ impl Walk {
         v.parts = ends.map(|(first, last)| (first.cast_unsigned(), last.cast_unsigned()));
         let end = head.next_part.max(ends.map_or(0, |(_, last)| last + 1));
         let gaps = self.numbers.gaps(first_number(&self.anchor), end);
-        let (inside, outside) = explain(&gaps, &v.interrupted);
+        let mut known = windows(&v.interrupted);
+        known.extend(lost_windows(&v.salvaged, None));
+        let (inside, outside) = explain(&gaps, &known);
         v.gaps = inside;
         if let Some(part) = outside {
             return Some(format!("part {part} has no row, and no interrupted row says why"));
         }
         for (run, numbers) in &self.runs {
             let (first, last) = numbers.ends().unwrap_or_default();
-            if let Some((part, _)) = numbers.gaps(first, last).first() {
+            if let (_, Some(part)) = explain(&numbers.gaps(first, last), &lost_windows(&v.salvaged, Some(run))) {
                 return Some(format!("part {part} of run {run} has no row"));
             }
         }
@@ -400,17 +491,6 @@ fn first_number(anchors: &BTreeMap<i64, Checkpoint>) -> i64 {
     anchors.values().map(|checkpoint| checkpoint.next).max().unwrap_or(0)
 }
 
-fn unhex(text: &str) -> Option<Hash> {
-    let mut hash = Hash::default();
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(hash)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,17 +507,10 @@ mod tests {
         assert_eq!(numbers.gaps(5, 10), [(6, 8)]);
         assert_eq!((numbers.below(0), numbers.below(5), numbers.below(99)), (0, 3, 5));
         assert_eq!(Numbers::default().gaps(0, 4), [(0, 3)]);
-        let window = |first, end| Interrupted {
-            first,
-            end,
-            from: jiff::Timestamp::UNIX_EPOCH,
-            to: jiff::Timestamp::UNIX_EPOCH,
-            recovered: 0,
-            placeholders: 0,
-            machine: false,
-        };
         let gaps = [(2, 2), (6, 8)];
-        assert_eq!(explain(&gaps, &[window(2, 3), window(5, 8)]), (vec![(2, 2), (6, 7)], Some(8)));
-        assert_eq!(explain(&gaps, &[window(0, 9)]), (vec![(2, 2), (6, 8)], None));
+        assert_eq!(explain(&gaps, &[(2, 3), (5, 8)]), (vec![(2, 2), (6, 7)], Some(8)));
+        assert_eq!(explain(&gaps, &[(0, 9)]), (vec![(2, 2), (6, 8)], None));
+        assert_eq!(covered(&gaps, &[(5, 8), (2, 3), (6, 7), (20, 30)]), 3);
+        assert_eq!(outside(&gaps, &[(7, 8), (0, 1)]), [(2, 3), (6, 7), (8, 9)]);
     }
 }

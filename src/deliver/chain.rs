@@ -19,6 +19,8 @@ pub(super) type Hash = [u8; 32];
 pub(super) const INTERRUPTED: &str = "interrupted";
 /// Word in the place of a verdict: rows were removed by retention.
 pub(super) const CHECKPOINT: &str = "checkpoint";
+/// Word in the place of a verdict: rows before it were lost with a damaged file.
+pub(super) const SALVAGED: &str = "salvaged";
 /// Version of the bytes below; a change of them needs a new one, and the old one to be kept for old rows.
 const LAYOUT: u8 = 1;
 
@@ -33,7 +35,7 @@ pub(super) struct Stored {
     pub part: i64,
     pub frame: i64,
     pub captured_at: i64,
-    /// One of the verdicts, [`INTERRUPTED`] or [`CHECKPOINT`].
+    /// One of the verdicts, [`INTERRUPTED`], [`CHECKPOINT`] or [`SALVAGED`].
     pub verdict: String,
     pub score: Option<f64>,
     pub confidence: Option<f64>,
@@ -48,7 +50,7 @@ pub(super) struct Stored {
     pub serial: Option<String>,
     /// Part numbers go on over the runs of this line; else they begin at 0 with each run.
     pub continued: bool,
-    /// JSON: [`Interrupted`] or [`Checkpoint`].
+    /// JSON: [`Interrupted`], [`Checkpoint`] or [`Salvaged`].
     pub detail: Option<String>,
 }
 
@@ -83,6 +85,47 @@ pub(super) struct Checkpoint {
     /// The number after the highest part that was ever removed, of those that go on over runs.
     pub next: i64,
     pub at: Timestamp,
+}
+
+/// What a salvaged row says: the database was damaged, and what of this line's rows is not here any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Salvaged {
+    /// Name of the file that the damaged one was moved to.
+    pub quarantine: String,
+    pub at: Timestamp,
+    /// Rows of parts that were brought over.
+    pub rows: u64,
+    /// Places of the chain whose rows are lost or did not fit their hash.
+    pub holes: Vec<Hole>,
+    /// Hash that this row goes on from, hex, when the row before it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// Part numbers that have lost their row, or may have.
+    pub missing: Vec<Missing>,
+    /// Anomalies that were lost.
+    pub lost: u64,
+}
+
+/// Rows of a chain that are lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hole {
+    /// Places, both included.
+    pub first: i64,
+    pub last: i64,
+    /// Hash over the row after it alone (zeros before it), hex: its own hash cannot be checked. None: the salvaged row itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Part numbers without a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// None: numbers that go on over runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    pub first: u64,
+    /// The number after the last one.
+    pub end: u64,
 }
 
 /// Nanoseconds since 1970 UTC.
@@ -199,6 +242,18 @@ impl Sum {
             }
         }
     }
+}
+
+/// A hash from its hex digits.
+pub(super) fn unhex(text: &str) -> Option<Hash> {
+    let mut hash = Hash::default();
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(hash)
 }
 
 /// Hex, as it stands in reports and checkpoints.

@@ -1,5 +1,5 @@
-//! The SQLite file as the writer thread has it ([`Database`]) and the uploader ([`Reader`]): rows, anomalies, outcomes. The
-//! schema is in [`super::schema`]; the statements of starts are in [`super::resume`], of retention in [`super::retain`], of
+//! The SQLite file as the writer thread has it ([`Database`]) and the uploaders ([`Reader`]): rows with their anomalies. The
+//! schema is in [`super::schema`]; the spool's statements are in [`super::spool`], statements of starts are in [`super::resume`], of retention in [`super::retain`], of
 //! line reports in [`super::reports`].
 //!
 //! Invariants, each with the test that holds it:
@@ -17,16 +17,18 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::Pictures;
-use super::chain::{Hash, Stored, nanos, timestamp, whole};
+use super::chain::{Hash, Stored, whole};
 use super::journal::Journal;
+use super::mend::Report;
+use super::salvage;
 use super::schema::{APPLICATION, MIGRATIONS, connect, recognise};
+use super::spool::{NOBODY, add_anomaly};
 use crate::error::{Context, Error, Result};
 use crate::event::LedgerRow;
 
@@ -61,13 +63,8 @@ pub(super) struct Added {
     pub rows: u64,
     pub conflicts: u64,
     pub spooled: u64,
-}
-
-/// What came of an attempt.
-#[derive(Debug, Clone)]
-pub(super) enum Outcome {
-    Delivered { at: Timestamp },
-    Failed { error: String, next_try: Timestamp, aside: bool },
+    /// Of what was spooled.
+    pub bytes: u64,
 }
 
 /// The end of a line's chain and of its numbers: its row in `lines`.
@@ -103,14 +100,45 @@ pub(super) fn ahead(slots: u32) -> u64 {
 pub(super) struct Database {
     pub(super) connection: Connection,
     path: PathBuf,
+    /// That every new anomaly has to get to.
+    targets: Vec<String>,
     /// As committed.
     pub(super) tails: HashMap<String, Tail>,
 }
 
 impl Database {
     /// Opens or makes the database and brings its schema up to date. What was set aside by an earlier run is due at once.
-    pub fn open(path: &Path, pages: Option<u32>) -> Result<Self> {
-        Self::open_with(path, pages, MIGRATIONS)
+    /// `targets`: those of new anomalies; with none they wait for [`NOBODY`].
+    /// A damaged one of ours is salvaged first.
+    #[cfg(test)]
+    pub fn open(path: &Path, pages: Option<u32>, targets: &[String]) -> Result<Self> {
+        Self::open_salvaged(path, pages, targets, super::journal::SLOTS).map(|(database, _)| database)
+    }
+
+    /// [`Database::open`], and what was salvaged.
+    pub fn open_salvaged(
+        path: &Path,
+        pages: Option<u32>,
+        targets: &[String],
+        slots: u32,
+    ) -> Result<(Self, Option<Report>)> {
+        salvage::finish(path)?;
+        let mut report = match salvage::look(path, MIGRATIONS)? {
+            Some(why) => Some(salvage::salvage(path, &why, targets, slots, MIGRATIONS)?),
+            None => None,
+        };
+        let mut database = match Self::open_with(path, pages, MIGRATIONS) {
+            // what the look has not seen
+            Err(e) if report.is_none() && damaged(&e) => {
+                report = Some(salvage::salvage(path, &e.to_string(), targets, slots, MIGRATIONS)?);
+                Self::open_with(path, pages, MIGRATIONS)?
+            }
+            other => other?,
+        };
+        if !targets.is_empty() {
+            database.targets = targets.to_vec();
+        }
+        Ok((database, report))
     }
 
     fn open_with(path: &Path, pages: Option<u32>, migrations: &[&str]) -> Result<Self> {
@@ -131,7 +159,7 @@ impl Database {
                 transaction.pragma_update(None, "user_version", done as i64 + 1)?;
                 transaction.commit()?;
             }
-            connection.execute("UPDATE spool SET next_try = 0 WHERE state = 'aside'", [])?;
+            connection.execute("UPDATE delivery SET next_try = 0 WHERE state = 'aside'", [])?;
             connection.execute("UPDATE reports SET next_try = 0 WHERE state = 'aside'", [])?;
             Ok(mode)
         };
@@ -141,11 +169,25 @@ impl Database {
                 .hint("put the database on a local file system"));
         }
         let tails = load_tails(&connection).failed(|| format!("cannot read \"{}\"", path.display()))?;
-        Ok(Database { connection, path: path.into(), tails })
+        Ok(Database { connection, path: path.into(), targets: vec![NOBODY.into()], tails })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn targets(&self) -> &[String] {
+        &self.targets
+    }
+
+    /// Brings the log into the file and gives its room back, as far as no reader is in the way.
+    pub fn checkpoint(&self) -> Sql<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+
+    /// Other than before when another process has written.
+    pub fn version(&self) -> Sql<i64> {
+        self.connection.pragma_query_value(None, "data_version", |row| row.get(0))
     }
 
     /// Adds rows and anomalies in one transaction.
@@ -165,8 +207,10 @@ impl Database {
                 tail.next_part = tail.next_part.max(ready.row.part + 1);
                 tail.reserved = tail.reserved.max(tail.next_part + ahead(journal.slots()));
             }
-            if let Some(anomaly) = &ready.anomaly {
-                added.spooled += add_anomaly(&chains.transaction, &run, &ready.row, anomaly)?;
+            if let Some(anomaly) = &ready.anomaly
+                && let Some(bytes) = add_anomaly(&chains.transaction, &run, &ready.row, anomaly, &self.targets)?
+            {
+                (added.spooled, added.bytes) = (added.spooled + 1, added.bytes + bytes);
             }
         }
         self.tails = chains.commit()?;
@@ -174,33 +218,6 @@ impl Database {
             journal.committed(*seq, self.tails.get(&journal.line).map_or(0, |tail| tail.reserved));
         }
         Ok(added)
-    }
-
-    /// Records what came of an attempt; false when the spool has no such anomaly.
-    pub fn settle(&mut self, id: Uuid, outcome: &Outcome) -> Sql<bool> {
-        let id = id.to_string();
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let changed = match outcome {
-            Outcome::Failed { error, next_try, aside } => transaction
-                .prepare_cached(
-                    "UPDATE spool SET attempts = attempts + 1, last_error = ?2, next_try = ?3, state = ?4 WHERE id = ?1",
-                )?
-                .execute(params![id, error, nanos(*next_try), if *aside { "aside" } else { "waiting" }])?,
-            Outcome::Delivered { at } => {
-                transaction
-                    .prepare_cached(
-                        "UPDATE ledger SET delivered_at = ?2 WHERE (line, run, part) IN
-                         (SELECT line, run, part FROM spool WHERE id = ?1)",
-                    )?
-                    .execute(params![id, nanos(*at)])?;
-                transaction
-                    .prepare_cached("DELETE FROM pictures WHERE seq = (SELECT seq FROM spool WHERE id = ?1)")?
-                    .execute([&id])?;
-                transaction.prepare_cached("DELETE FROM spool WHERE id = ?1")?.execute([&id])?
-            }
-        };
-        transaction.commit()?;
-        Ok(changed > 0)
     }
 
     /// Gives some free pages back to the file system when there are many.
@@ -223,12 +240,17 @@ impl Database {
             self.connection.query_row(pages, [], |row| row.get(0)).failed(|| "cannot count the free pages")?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(own as u64))
     }
+}
 
-    /// How many anomalies are in the spool, and how many of them are set aside.
-    pub fn depth(&self) -> Sql<(u64, u64)> {
-        let sql = "SELECT count(*), count(*) FILTER (WHERE state = 'aside') FROM spool";
-        self.connection.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))
-    }
+/// Whether the file's content is to blame.
+fn damaged(e: &Error) -> bool {
+    let sql = std::error::Error::source(e).and_then(|e| e.downcast_ref::<rusqlite::Error>());
+    sql.is_some_and(|e| {
+        matches!(
+            e.sqlite_error_code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::Unknown | ErrorCode::ConstraintViolation)
+        ) || matches!(e, rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..))
+    })
 }
 
 /// A transaction that adds rows to chains. Its tails are the database's once it is committed.
@@ -250,6 +272,11 @@ impl<'a> Chains<'a> {
             self.touched.insert(line.to_owned());
         }
         self.tails.entry(line.to_owned()).or_default()
+    }
+
+    /// As it stands.
+    pub fn peek(&self, line: &str) -> Option<&Tail> {
+        self.tails.get(line)
     }
 
     /// False: the ledger has that part.
@@ -367,93 +394,16 @@ fn load_tails(connection: &Connection) -> Sql<HashMap<String, Tail>> {
     tails.collect()
 }
 
-pub(super) fn add_anomaly(
-    transaction: &Transaction<'_>,
-    run: &str,
-    row: &LedgerRow,
-    anomaly: &ReadyAnomaly,
-) -> Sql<u64> {
-    let added = transaction
-        .prepare_cached(
-            "INSERT INTO spool (id, line, run, part, event, spooled_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT DO NOTHING",
-        )?
-        .execute(params![
-            anomaly.id.to_string(),
-            row.line,
-            run,
-            whole(row.part),
-            anomaly.event,
-            nanos(anomaly.spooled_at)
-        ])?;
-    if added == 0 {
-        return Ok(0);
-    }
-    let Pictures { frame_jpeg, heatmap_png, normal_jpeg } = &anomaly.pictures;
-    transaction
-        .prepare_cached("INSERT INTO pictures (seq, frame, heatmap, normal) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![transaction.last_insert_rowid(), frame_jpeg, heatmap_png, normal_jpeg])?;
-    Ok(1)
-}
-
-/// An anomaly in the spool, as it is sent.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Spooled {
-    pub id: Uuid,
-    pub event: String,
-    pub spooled_at: Timestamp,
-    pub aside: bool,
-    pub attempts: u32,
-    pub pictures: Pictures,
-}
-
 /// Reads the spool; WAL lets it read while the writer writes.
 pub(super) struct Reader {
     pub(super) connection: Connection,
 }
-
-const SPOOLED: &str =
-    "SELECT id, event, spooled_at, state, attempts, frame, heatmap, normal FROM spool JOIN pictures USING (seq)";
 
 impl Reader {
     /// A connection of its own to a database that [`Database::open`] has prepared.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Reader { connection: connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)? })
     }
-
-    /// The oldest anomaly that is not set aside, after `skip` older ones.
-    pub fn oldest(&self, skip: u32) -> Sql<Option<Spooled>> {
-        let sql = format!("{SPOOLED} WHERE state = 'waiting' ORDER BY seq LIMIT 1 OFFSET ?1");
-        self.connection.prepare_cached(&sql)?.query_row([skip], spooled).optional()
-    }
-
-    /// The oldest anomaly set aside that is due. One that is further off than `most` is due too: the clock was set back.
-    pub fn oldest_aside(&self, now: Timestamp, most: Duration) -> Sql<Option<Spooled>> {
-        let sql = format!("{SPOOLED} WHERE state = 'aside' AND (next_try <= ?1 OR next_try > ?2) ORDER BY seq LIMIT 1");
-        let far = nanos(now).saturating_add(i64::try_from(most.as_nanos()).unwrap_or(i64::MAX));
-        self.connection.prepare_cached(&sql)?.query_row([nanos(now), far], spooled).optional()
-    }
-
-    /// When the next anomaly set aside is due.
-    pub fn next_aside(&self) -> Sql<Option<Timestamp>> {
-        let next: Option<i64> =
-            self.connection.query_row("SELECT min(next_try) FROM spool WHERE state = 'aside'", [], |row| row.get(0))?;
-        Ok(next.map(timestamp))
-    }
-}
-
-fn spooled(row: &rusqlite::Row<'_>) -> Sql<Spooled> {
-    let id: String = row.get(0)?;
-    let id = Uuid::parse_str(&id)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))?;
-    Ok(Spooled {
-        id,
-        event: row.get(1)?,
-        spooled_at: timestamp(row.get(2)?),
-        aside: row.get_ref(3)?.as_str()? == "aside",
-        attempts: row.get(4)?,
-        pictures: Pictures { frame_jpeg: row.get(5)?, heatmap_png: row.get(6)?, normal_jpeg: row.get(7)? },
-    })
 }
 
 /// Where the tests of this folder find a fresh file.
@@ -466,12 +416,13 @@ pub(super) fn fresh() -> (tempfile::TempDir, PathBuf) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spool::{End, Outcome};
     use super::*;
 
     #[test]
     fn commits_are_synchronised() {
         let (_folder, path) = fresh();
-        let database = Database::open(&path, None).unwrap();
+        let database = Database::open(&path, None, &[]).unwrap();
         let ask = |pragma: &str| {
             database.connection.pragma_query_value(None, pragma, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap()
         };
@@ -483,7 +434,7 @@ mod tests {
     #[test]
     fn an_older_schema_is_brought_up_to_date_once() {
         let (_folder, path) = fresh();
-        drop(Database::open(&path, None).unwrap());
+        drop(Database::open(&path, None, &[]).unwrap());
         let more = [MIGRATIONS, &["ALTER TABLE ledger ADD COLUMN more TEXT"]].concat();
         for _ in 0..2 {
             let database = Database::open_with(&path, None, &more).unwrap();
@@ -498,7 +449,7 @@ mod tests {
     #[test]
     fn a_large_file_shrinks_when_it_is_emptied() {
         let (_folder, path) = fresh();
-        let mut database = Database::open(&path, None).unwrap();
+        let mut database = Database::open(&path, None, &[]).unwrap();
         let batch: Vec<Ready> = (0..60)
             .map(|n| {
                 let (event, spooled) = super::super::tests::sample(n);
@@ -515,7 +466,12 @@ mod tests {
         let full = pages(&database);
         for ready in &batch {
             let id = ready.anomaly.as_ref().unwrap().id;
-            assert!(database.settle(id, &Outcome::Delivered { at: Timestamp::now() }).unwrap());
+            let seq = database
+                .connection
+                .query_row("SELECT seq FROM spool WHERE id = ?1", [id.to_string()], |row| row.get(0));
+            let outcome = Outcome::Delivered { at: Timestamp::now() };
+            let settled = database.settle(NOBODY, seq.unwrap(), id, &outcome).unwrap();
+            assert_eq!(settled.end, Some(End::Delivered));
             database.shrink().unwrap();
         }
         let left = pages(&database);

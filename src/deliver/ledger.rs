@@ -18,7 +18,7 @@ use super::schema::{MIGRATIONS, connect, recognise};
 use crate::error::{Error, Result};
 
 /// The columns that [`stored`] reads, in its order, and those that come later.
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "line, chain, run, part, frame, captured_at, verdict, score, confidence, latency_ms, model, event,
     frames, reasons, late_ms, lot, serial, continued, detail, hash, delivered_at, fate";
 
@@ -144,7 +144,7 @@ impl Ledger {
 
     pub(super) fn unreadable(&self, e: rusqlite::Error) -> Error {
         let damaged = matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-            || matches!(e, rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..));
+            || super::spool::unreadable(&e);
         let error = Error::failed(format!("cannot read \"{}\"", self.name)).because(e);
         match damaged {
             true => error.hint("the file is damaged: copy it away, and take rows from the last export or backup"),
@@ -253,7 +253,7 @@ impl Ledger {
     }
 }
 
-fn stored(row: &Row<'_>) -> Sql<Stored> {
+pub(super) fn stored(row: &Row<'_>) -> Sql<Stored> {
     Ok(Stored {
         line: row.get(0)?,
         chain: row.get::<_, Option<i64>>(1)?.unwrap_or(-1),

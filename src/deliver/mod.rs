@@ -25,50 +25,73 @@
 pub mod audit;
 mod chain;
 mod database;
+pub mod dead_letters;
+mod fates;
 mod journal;
 #[cfg(test)]
 mod journal_tests;
 pub mod ledger;
+mod mend;
 mod options;
+mod pages;
 mod picture;
+pub mod probe;
 mod reports;
 mod resume;
 mod retain;
+mod salvage;
 mod schema;
+mod shared;
+mod spool;
 #[cfg(test)]
 mod spool_model;
+mod target;
 #[cfg(test)]
 mod tests;
 mod uploader;
-mod wire;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TrySendError, bounded};
 use jiff::Timestamp;
+use tokio::sync::Notify;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LedgerRow, LineReport};
+use crate::lock::FileLock;
 
-pub use chain::Interrupted;
+pub use chain::{Hole, Interrupted, Missing, Salvaged};
 use database::Database;
+use fates::Fates;
 use journal::Journal;
-pub use options::{Config, Drained, Endpoint, Limits, Status};
+pub use mend::{Hurt, Kept, LineSalvage, PICTURE_LOST, Report as SalvageReport};
+pub use options::{
+    Bounds, Bucket, Config, Credentials, Drained, Endpoint, Folder, Kind, Limits, Status, Target, TargetStatus, Token,
+    Webhook, WhenFull,
+};
 pub use reports::ReportsKept;
 use reports::{Book, Reporter};
 pub use resume::{Resumed, STOPPED_BEFORE_PICTURE};
 pub use retain::Retention;
-use uploader::Uploader;
+pub use salvage::quarantines;
+use shared::{Shared, TargetState, add};
+pub use spool::{Order, TargetDepth};
+use target::Client;
+use uploader::{Pace, Uploader};
 use writer::{Message, Taken, Writer};
 
+/// The target that line reports go to, and for which anomalies wait when there is none.
+pub const REVIEW: &str = "review";
+/// The reason of an anomaly whose pictures made room for others.
+pub const PICTURE_DROPPED: &str = "the picture was dropped: the spool was full";
 /// Records that may wait for the writer.
 const RECORDS_WAITING: usize = 1024;
 /// Anomalies that may wait for the writer: each holds its frame.
@@ -90,6 +113,11 @@ pub struct Pictures {
 }
 
 impl Pictures {
+    /// In the place of those that are gone with an event that cannot be sent.
+    fn none() -> Pictures {
+        Pictures { frame_jpeg: Vec::new(), heatmap_png: Vec::new(), normal_jpeg: None }
+    }
+
     fn bytes(&self) -> usize {
         self.frame_jpeg.len() + self.heatmap_png.len() + self.normal_jpeg.as_ref().map_or(0, Vec::len)
     }
@@ -105,63 +133,6 @@ pub struct Anomaly {
 pub struct Record {
     pub row: LedgerRow,
     pub anomaly: Option<Anomaly>,
-}
-
-/// What the threads tell each other; the two locks are never held together.
-#[derive(Default)]
-struct Shared {
-    recorded: AtomicU64,
-    spooled: AtomicU64,
-    delivered: AtomicU64,
-    waiting: AtomicU64,
-    set_aside: AtomicU64,
-    attempts: AtomicU64,
-    bytes_uploaded: AtomicU64,
-    channel_waits: AtomicU64,
-    picture_failures: AtomicU64,
-    ledger_conflicts: AtomicU64,
-    reports_waiting: AtomicU64,
-    reports_delivered: AtomicU64,
-    reports_dropped: AtomicU64,
-    report_bytes: AtomicU64,
-    retained_away: AtomicU64,
-    stopping: AtomicBool,
-    last_error: Mutex<Option<String>>,
-    write_error: Mutex<Option<String>>,
-    /// For messages.
-    database: PathBuf,
-}
-
-fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Relaxed);
-}
-
-impl Shared {
-    fn stopping(&self) -> bool {
-        self.stopping.load(Relaxed)
-    }
-
-    fn set(slot: &Mutex<Option<String>>, text: Option<String>) {
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = text;
-    }
-
-    fn get(slot: &Mutex<Option<String>>) -> Option<String> {
-        slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The error of a writer that cannot write, if it cannot.
-    fn check(&self) -> Result<()> {
-        match Self::get(&self.write_error) {
-            None => Ok(()),
-            Some(cause) => Err(Error::failed(format!("cannot write \"{}\"", self.database.display()))
-                .because(cause)
-                .hint("free space on that disk or mend it; nothing that was accepted is given up while this runs")),
-        }
-    }
-
-    fn stopped(&self) -> Error {
-        Error::failed(format!("the writer of \"{}\" has stopped", self.database.display()))
-    }
 }
 
 /// One of the places for anomalies on their way to the writer; free again when it drops.
@@ -181,12 +152,13 @@ pub struct Deliver {
     places: (Sender<()>, Receiver<()>),
     /// A delivery was committed.
     progress: Receiver<()>,
-    wake: Sender<()>,
     writer: Option<JoinHandle<()>>,
     wake_reporter: Sender<()>,
     /// Uploading threads, and channels that close when they have ended.
     uploaders: Vec<(JoinHandle<()>, Receiver<()>)>,
     uploads: bool,
+    /// Of the configured targets.
+    targets: Vec<Arc<TargetState>>,
     /// The endpoint can have line reports.
     reports: bool,
     run: Uuid,
@@ -195,7 +167,7 @@ pub struct Deliver {
     /// Of the lines that were resumed. Never held while something is waited for.
     journals: RwLock<HashMap<String, Arc<Journal>>>,
     /// Last, so that the next owner comes after the writer has ended.
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Deliver {
@@ -206,49 +178,82 @@ impl Deliver {
 
     /// [`Deliver::open`] with other times than the program's.
     pub fn open_with(config: Config, limits: Limits) -> Result<Deliver> {
-        let sender = config.endpoint.as_ref().map(|endpoint| wire::Client::new(endpoint, &limits)).transpose()?;
+        let clients = config.targets.iter().map(|target| Client::new(target, &limits)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = config.targets.iter().map(|target| target.name.clone()).collect();
+        if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return Err(Error::usage(format!("two targets are named \"{}\"", twice.1))
+                .hint("give each a name of its own: its progress is kept under it"));
+        }
         let path = config.database;
         let lock = lock(&path)?;
-        let database = Database::open(&path, limits.pages)?;
-        let shared = Arc::new(Shared { database: path.clone(), ..Shared::default() });
-        let (waiting, aside) = database.depth().failed(|| format!("cannot read \"{}\"", path.display()))?;
-        shared.waiting.store(waiting, Relaxed);
-        shared.set_aside.store(aside, Relaxed);
-        let book = Book::open(&database).failed(|| format!("cannot read \"{}\"", path.display()))?;
+        let (database, salvaged) = Database::open_salvaged(&path, limits.pages, &names, limits.journal_slots)?;
+        let unreadable = || format!("cannot read \"{}\"", path.display());
+        let depth = database.depth().failed(unreadable)?;
+        let book = Book::open(&database).failed(unreadable)?;
+        let targets: Vec<Arc<TargetState>> = names.iter().map(|name| TargetState::new(name)).collect();
+        let wake: Vec<Arc<Notify>> = targets.iter().map(|_| Arc::default()).collect();
+        let shared = Arc::new(Shared {
+            database: path.clone(),
+            targets: RwLock::new(targets.clone()),
+            wake: wake.clone(),
+            ..Shared::default()
+        });
+        shared.show(&depth);
+        if let Some(report) = &salvaged {
+            add(&shared.salvaged, report.anomalies.recovered);
+            add(&shared.lost, (report.lost.len() + report.unknown.len()) as u64);
+            add(&shared.picture_failures, report.without_pictures.len() as u64);
+        }
         shared.reports_waiting.store(book.waiting, Relaxed);
+        if !names.is_empty() {
+            for (name, of) in depth.targets.iter().filter(|(name, _)| !names.contains(name)) {
+                warn!(
+                    target = name,
+                    waiting = of.waiting + of.dead,
+                    "anomalies wait for a target that is not configured: configure it again, or give them up with `linesight spool purge --target`"
+                );
+            }
+        }
 
         let (records, records_in) = bounded(RECORDS_WAITING);
-        let (outcomes, outcomes_in) = bounded(1);
-        let (wake, wake_in) = bounded(1);
+        // each request waits for its outcome to be committed, so that this is never full
+        let requests: usize = config.targets.iter().map(|target| target.parallel.max(1)).sum();
+        let (outcomes, outcomes_in) = bounded(requests + 1);
         let (wake_reporter, wake_reporter_in) = bounded(1);
         let (progress_out, progress) = bounded(1);
-        let reports = sender.as_ref().is_some_and(wire::Client::takes_reports);
-        let reader = sender.is_some().then(|| database::Reader::open(&path)).transpose()?;
-        let reporter = match (&config.endpoint, reports) {
-            (Some(endpoint), true) => Some(Reporter {
-                client: wire::Client::new(endpoint, &limits)?,
-                reader: database::Reader::open(&path)?,
-                outcomes: outcomes.clone(),
-                wake: wake_reporter_in,
-                shared: shared.clone(),
-                limits: limits.clone(),
-                failures: 0,
-                said: false,
-            }),
-            _ => None,
-        };
+        let review = config.targets.iter().zip(&clients).find(|(target, _)| target.name == REVIEW);
+        let reporter = review.map(|(target, client)| client.reporter(target, &limits)).transpose()?.flatten();
+        let reports = reporter.is_some();
+        let reporter = reporter
+            .map(|client| {
+                Ok::<_, Error>(Reporter {
+                    client,
+                    reader: database::Reader::open(&path)?,
+                    outcomes: outcomes.clone(),
+                    wake: wake_reporter_in,
+                    shared: shared.clone(),
+                    limits: limits.clone(),
+                    failures: 0,
+                    said: false,
+                })
+            })
+            .transpose()?;
 
+        let version = database.version().failed(unreadable)?;
         let writer = Writer {
             database,
             run: config.run,
+            fates: Fates(config.audit),
             records: records_in,
             outcomes: outcomes_in,
-            wake: wake.clone(),
             wake_reporter: wake_reporter.clone(),
             progress: progress_out,
             shared: shared.clone(),
             limits: limits.clone(),
             book,
+            depth,
+            version,
+            looked: Instant::now(),
             lines: BTreeSet::new(),
             retain_at: limits.retention.is_limited().then(Instant::now),
             held: false,
@@ -259,23 +264,28 @@ impl Deliver {
             records: Some(records),
             places: bounded(ANOMALIES_WAITING),
             progress,
-            wake,
             writer: Some(writer),
             wake_reporter,
             uploaders: Vec::new(),
-            uploads: sender.is_some(),
+            uploads: !names.is_empty(),
+            targets,
             reports,
             run: config.run,
             starting: Mutex::default(),
             journals: RwLock::default(),
             _lock: lock,
         };
-        if let (Some(client), Some(reader)) = (sender, reader) {
-            let uploader = Uploader::new(client, reader, outcomes, wake_in, deliver.shared.clone(), limits);
-            deliver.start("deliver-upload", move || uploader.run())?;
+        for (at, (client, target)) in clients.into_iter().zip(&config.targets).enumerate() {
+            let pace = Pace { order: target.order, parallel: target.parallel.max(1) };
+            let (state, wake) = (deliver.targets[at].clone(), wake[at].clone());
+            let (reader, runtime) = (database::Reader::open(&path)?, uploader::runtime()?);
+            let (outcomes, shared) = (outcomes.clone(), deliver.shared.clone());
+            let uploader = Uploader::new(client, pace, reader, outcomes, wake, shared, state, limits.clone());
+            deliver.start(&format!("deliver-{}", target.name), move || uploader.run(&runtime))?;
         }
         if let Some(reporter) = reporter {
-            deliver.start("deliver-report", move || reporter.run())?;
+            let runtime = uploader::runtime()?;
+            deliver.start("deliver-report", move || reporter.run(&runtime))?;
         }
         Ok(deliver)
     }
@@ -380,15 +390,24 @@ impl Deliver {
     /// Counters and the state of the spool.
     pub fn status(&self) -> Status {
         let s = &self.shared;
+        let known = s.targets.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let targets: Vec<TargetStatus> = known.iter().map(|target| target.status()).collect();
+        let sum = |of: fn(&TargetStatus) -> u64| targets.iter().map(of).sum();
         Status {
             recorded: s.recorded.load(Relaxed),
             spooled: s.spooled.load(Relaxed),
             delivered: s.delivered.load(Relaxed),
             waiting: s.waiting.load(Relaxed),
-            set_aside: s.set_aside.load(Relaxed),
-            attempts: s.attempts.load(Relaxed),
+            set_aside: sum(|target| target.depth.set_aside),
+            dead: s.dead.load(Relaxed),
+            dropped: s.dropped.load(Relaxed),
+            pictures_dropped: s.pictures_dropped.load(Relaxed),
+            salvaged: s.salvaged.load(Relaxed),
+            lost: s.lost.load(Relaxed),
+            spool_bytes: s.spool_bytes.load(Relaxed),
+            attempts: sum(|target| target.attempts),
             bytes_uploaded: s.bytes_uploaded.load(Relaxed),
-            last_error: Shared::get(&s.last_error),
+            last_error: targets.iter().find_map(|target| target.last_error.clone()),
             channel_waits: s.channel_waits.load(Relaxed),
             picture_failures: s.picture_failures.load(Relaxed),
             ledger_conflicts: s.ledger_conflicts.load(Relaxed),
@@ -398,6 +417,7 @@ impl Deliver {
             report_bytes: s.report_bytes.load(Relaxed),
             retained_away: s.retained_away.load(Relaxed),
             write_error: Shared::get(&s.write_error),
+            targets,
         }
     }
 
@@ -421,12 +441,16 @@ impl Deliver {
                 return Err(e);
             }
         }
-        let left =
-            || self.shared.waiting.load(Relaxed) + self.shared.reports_waiting.load(Relaxed) * u64::from(self.reports);
+        let owed = || self.targets.iter().map(|target| target.depth().waiting).sum::<u64>();
+        let left = || owed() + self.shared.reports_waiting.load(Relaxed) * u64::from(self.reports);
         while self.uploads && left() > 0 && progress(patience) {}
         self.stop();
-        let Status { delivered, waiting, bytes_uploaded, last_error, .. } = self.status();
-        Ok(Drained { delivered, waiting, bytes_uploaded, last_error })
+        let Status { delivered, waiting, bytes_uploaded, last_error, mut targets, .. } = self.status();
+        if targets.len() < 2 {
+            targets.clear();
+        }
+        let dead = self.shared.died.load(Relaxed);
+        Ok(Drained { delivered, waiting, dead, bytes_uploaded, last_error, targets })
     }
 
     fn send_message(&self, message: Message, kept: bool) -> Result<()> {
@@ -465,7 +489,7 @@ impl Deliver {
     /// Uploader first, so that its last outcome is committed; then the writer, which commits what was recorded.
     fn stop(&mut self) {
         self.shared.stopping.store(true, Relaxed);
-        let _ = self.wake.try_send(());
+        self.shared.wake_all();
         let _ = self.wake_reporter.try_send(());
         let until = Instant::now() + STOP_PATIENCE;
         for (thread, ended) in self.uploaders.drain(..) {
@@ -514,20 +538,16 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.into()).spawn(run).failed(|| format!("cannot start the thread \"{name}\""))
 }
 
-/// Locks `<database>.lock`. The system lets go of it when the process ends, however it ends.
-fn lock(database: &Path) -> Result<File> {
+/// Locks `<database>.lock`, making its folder.
+fn lock(database: &Path) -> Result<FileLock> {
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).failed(|| format!("cannot make the folder \"{}\"", folder.display()))?;
     }
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
     let path = PathBuf::from(name);
-    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = open.failed(|| format!("cannot open \"{}\"", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::failed(format!("\"{}\" is in use", database.display()))
-            .hint("another linesight has it open: stop that one, or give this one a database of its own")),
-        Err(TryLockError::Error(e)) => Err(Error::failed(format!("cannot lock \"{}\"", path.display())).because(e)),
-    }
+    FileLock::take(&path).failed(|| format!("cannot lock \"{}\"", path.display()))?.ok_or_else(|| {
+        Error::failed(format!("\"{}\" is in use", database.display()))
+            .hint("another linesight has it open: stop that one, or give this one a database of its own")
+    })
 }

@@ -12,16 +12,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::chain::{Hash, hex, nanos, timestamp, whole};
 use super::database::{Chains, Database, Reader, Sql};
+use super::target::{Answer, Review};
 use super::uploader::{delay, later, random};
-use super::wire::{Answer, Client};
 use super::writer::{Settle, SettleReport};
 use super::{Limits, Shared, add};
 use crate::event::{LineReport, ReportRow, Verdict};
@@ -162,7 +164,8 @@ fn rows_from(connection: &Connection, line: &str, from: i64) -> Sql<Told> {
     let mut told = Told { rows: Vec::new(), hash: None, next: from };
     while let Some(row) = rows.next()? {
         told.next = row.get::<_, i64>(0)? + 1;
-        let verdict = match row.get_ref(4)?.as_str()? {
+        // a damaged value: `ledger verify` names the row, and the report goes on after it
+        let verdict = match row.get_ref(4)?.as_str().unwrap_or_default() {
             "pass" => Verdict::Pass,
             "reject" => Verdict::Reject,
             "unsure" => Verdict::Unsure,
@@ -171,11 +174,11 @@ fn rows_from(connection: &Connection, line: &str, from: i64) -> Sql<Told> {
             _ => continue,
         };
         // JSON has no word for what is not finite
-        let score = row.get::<_, Option<f64>>(3)?.map_or(f32::MAX, |score| score as f32);
+        let score = row.get::<_, Option<f64>>(3).unwrap_or(None).map_or(f32::MAX, |score| score as f32);
         let score = if score.is_finite() { score } else { f32::MAX.copysign(score) };
-        let part = row.get::<_, i64>(1)?.cast_unsigned();
-        told.rows.push(ReportRow { part, at: timestamp(row.get(2)?), score, verdict });
-        told.hash = Some(row.get(5)?);
+        let (Ok(part), Ok(at), Ok(hash)) = (row.get::<_, i64>(1), row.get(2), row.get(5)) else { continue };
+        told.rows.push(ReportRow { part: part.cast_unsigned(), at: timestamp(at), score, verdict });
+        told.hash = Some(hash);
     }
     Ok(told)
 }
@@ -239,7 +242,7 @@ impl Reader {
 
 /// The thread "deliver-report".
 pub(super) struct Reporter {
-    pub client: Client,
+    pub client: Review,
     pub reader: Reader,
     pub outcomes: Sender<Settle>,
     pub wake: Receiver<()>,
@@ -252,11 +255,11 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub fn run(mut self) {
+    pub fn run(mut self, runtime: &Runtime) {
         let most = self.limits.retry_slowest.max(self.limits.retry_after_most);
         while !self.shared.stopping() {
             match self.reader.report(Timestamp::now(), most) {
-                Ok(Some(stored)) => match self.attempt(&stored) {
+                Ok(Some(stored)) => match self.attempt(runtime, &stored) {
                     None => return,
                     Some(pause) => self.wait(pause),
                 },
@@ -283,8 +286,8 @@ impl Reporter {
     }
 
     /// Sends once and has the outcome committed; the pause before the next one, none when it is time to stop.
-    fn attempt(&mut self, stored: &Stored) -> Option<Duration> {
-        let answer = self.client.send_report(&stored.line, &stored.key, &stored.report);
+    fn attempt(&mut self, runtime: &Runtime, stored: &Stored) -> Option<Duration> {
+        let answer = runtime.block_on(self.client.send_report(&stored.line, &stored.key, &stored.report));
         debug!(key = stored.key, ?answer, "report sent");
         let mut pause = Duration::ZERO;
         let (outcome, bytes) = match answer {
@@ -298,6 +301,11 @@ impl Reporter {
                 }
                 (self.failures, self.said) = (0, true);
                 (ReportOutcome::Dropped, 0)
+            }
+            Answer::Never { why } => {
+                self.failures = self.failures.saturating_add(1);
+                pause = self.pause();
+                (ReportOutcome::Failed { error: why, next_try: later(self.limits.retry_slowest), aside: true }, 0)
             }
             Answer::Refused { why, after } => {
                 self.failures = self.failures.saturating_add(1);
@@ -313,10 +321,10 @@ impl Reporter {
             }
         };
         loop {
-            let (done, answer) = bounded(1);
+            let (done, answer) = oneshot::channel();
             let settle = SettleReport { id: stored.id, outcome: outcome.clone(), bytes, done };
             self.outcomes.send(Settle::Report(settle)).ok()?;
-            match answer.recv() {
+            match answer.blocking_recv() {
                 Ok(true) => return Some(pause),
                 Ok(false) if !self.shared.stopping() => self.wait(self.limits.write_again),
                 _ => return None,

@@ -20,8 +20,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::chain::{INTERRUPTED, Interrupted, Stored, timestamp, whole};
-use super::database::{Chains, Database, ReadyAnomaly, Sql, Tail, add_anomaly, ahead};
+use super::database::{Chains, Database, ReadyAnomaly, Sql, Tail, ahead};
 use super::journal::{Entry, Found, Journal};
+use super::spool::add_anomaly;
 use super::{Pictures, picture};
 use crate::error::{Context, Result};
 use crate::event::Event;
@@ -49,7 +50,9 @@ impl Database {
         let boot = super::journal::boot();
         let machine = tail.boot.as_deref() != Some(&boot) || !ours;
         let seq = found.entries.last().map_or(0, |entry| entry.seq).max(tail.journal_seq);
-        let start = Start { line, run, boot, machine, journal: journal.nonce(), slots: journal.slots() };
+        let targets = self.targets().to_vec();
+        let start =
+            Start { line, run, boot, machine, journal: journal.nonce(), slots: journal.slots(), targets: &targets };
         let name = self.path().display().to_string();
         let started = start.write(&mut self.connection, &self.tails, &tail, found, seq);
         let (tails, resumed) = started.failed(|| format!("cannot write \"{name}\""))?;
@@ -88,6 +91,7 @@ struct Start<'a> {
     machine: bool,
     journal: u64,
     slots: u32,
+    targets: &'a [String],
 }
 
 impl Start<'_> {
@@ -106,7 +110,7 @@ impl Start<'_> {
         let mut plain = Plain::default();
         for entry in found.entries.into_iter().filter(|entry| entry.seq > before.journal_seq) {
             next_part = next_part.max(entry.row.part + 1);
-            let (added, spooled) = bring_over(&mut chains, entry, &mut plain)?;
+            let (added, spooled) = bring_over(&mut chains, entry, &mut plain, self.targets)?;
             recovered += u64::from(added);
             placeholders += u64::from(spooled);
         }
@@ -137,7 +141,7 @@ impl Start<'_> {
 }
 
 /// Adds what the journal has: whether there is a new row, and a new anomaly.
-fn bring_over(chains: &mut Chains<'_>, entry: Entry, plain: &mut Plain) -> Sql<(bool, bool)> {
+fn bring_over(chains: &mut Chains<'_>, entry: Entry, plain: &mut Plain, targets: &[String]) -> Sql<(bool, bool)> {
     let Entry { run, at, row, event, .. } = entry;
     let run = run.to_string();
     let added = chains.add_part(&run, &row, event.as_ref().map(|event| event.id).or(row.event), true)?;
@@ -146,7 +150,7 @@ fn bring_over(chains: &mut Chains<'_>, entry: Entry, plain: &mut Plain) -> Sql<(
     let pictures = plain.of(&mut event);
     let json = serde_json::to_string(&event).unwrap_or_default();
     let anomaly = ReadyAnomaly { id: event.id, event: json, pictures, spooled_at: at };
-    Ok((true, add_anomaly(&chains.transaction, &run, &row, &anomaly)? > 0))
+    Ok((true, add_anomaly(&chains.transaction, &run, &row, &anomaly, targets)?.is_some()))
 }
 
 /// Plain pictures of the size that was made last.

@@ -75,6 +75,38 @@ pub(super) const MIGRATIONS: &[&str] = &[
     );
     CREATE INDEX reports_order ON reports (state, id);
 ",
+    "
+    -- state: waiting; dead when no target that still has to get it ever will without a person
+    DROP INDEX spool_order;
+    -- of event and pictures
+    ALTER TABLE spool ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE spool ADD COLUMN confidence REAL NOT NULL DEFAULT 1;
+    -- 1: its pictures made room for others, plain ones stand in for them
+    ALTER TABLE spool ADD COLUMN stripped INTEGER NOT NULL DEFAULT 0;
+    UPDATE spool SET bytes = length(CAST(event AS BLOB)) + coalesce((SELECT length(frame) + length(heatmap) +
+        coalesce(length(normal), 0) FROM pictures WHERE pictures.seq = spool.seq), 0);
+    CREATE INDEX spool_with_pictures ON spool (seq) WHERE stripped = 0;
+    CREATE INDEX spool_confidence ON spool (confidence, seq);
+    -- what each target still has to get. state: waiting, aside (the endpoint refuses: tried at the slowest pace, after the
+    -- others), dead (this anomaly is refused: not tried again until a person says so)
+    CREATE TABLE delivery (
+        target TEXT NOT NULL, seq INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'waiting',
+        attempts INTEGER NOT NULL DEFAULT 0, next_try INTEGER NOT NULL DEFAULT 0, last_error TEXT,
+        PRIMARY KEY (target, seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX delivery_order ON delivery (target, state, seq);
+    CREATE INDEX delivery_item ON delivery (seq);
+    INSERT INTO delivery SELECT 'review', seq, state, attempts, next_try, last_error FROM spool;
+    ALTER TABLE spool DROP COLUMN attempts;
+    ALTER TABLE spool DROP COLUMN next_try;
+    ALTER TABLE spool DROP COLUMN last_error;
+    UPDATE spool SET state = 'waiting';
+    -- CRC-32 of an anomaly's event, and of its pictures: a bit that flips on the disk is seen before it is sent
+    CREATE TABLE sums (seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, pictures INTEGER NOT NULL);
+    -- 1: its pictures made room for others before they were delivered
+    ALTER TABLE ledger ADD COLUMN stripped INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX ledger_event ON ledger (event) WHERE event IS NOT NULL;
+",
 ];
 
 pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {

@@ -4,7 +4,8 @@ use std::sync::mpsc::sync_channel;
 
 use rusqlite::Connection;
 
-use super::database::{Spooled, fresh};
+use super::database::fresh;
+use super::spool::Spooled;
 use super::*;
 use crate::event::{EVENT_SCHEMA, ImageSize, ModelId, Rect, Region, Verdict};
 
@@ -39,12 +40,14 @@ pub(super) fn sample(n: u64) -> (Event, Spooled) {
         part_box: Some(Rect { x: 0, y: 0, w: 64, h: 48 }),
     };
     let spooled = Spooled {
+        seq: 0,
         id: event.id,
         event: serde_json::to_string(&event).unwrap(),
         spooled_at: Timestamp::now(),
         aside: false,
         attempts: 0,
         pictures: pictures(),
+        damage: None,
     };
     (event, spooled)
 }
@@ -79,12 +82,18 @@ fn bad(n: u64, encode: impl FnOnce() -> Result<Pictures> + Send + 'static) -> Re
 }
 
 fn open(database: &Path, limits: Limits) -> Deliver {
-    let config = Config { database: database.into(), run: Uuid::now_v7(), endpoint: None };
+    let config = Config { database: database.into(), run: Uuid::now_v7(), targets: Vec::new(), audit: None };
     Deliver::open_with(config, limits).unwrap()
 }
 
 fn count(path: &Path, sql: &str) -> i64 {
     Connection::open(path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+/// The oldest anomaly that waits, after so many older ones.
+fn first(reader: &database::Reader, skip: usize) -> Spooled {
+    let seq = reader.first(REVIEW, Order::OldestFirst, skip + 1).unwrap()[skip];
+    reader.item(REVIEW, seq).unwrap().unwrap()
 }
 
 /// Polls until the condition holds.
@@ -99,15 +108,15 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn debug_of_an_endpoint_hides_secrets() {
     let url = "http://me:geheim@h/x?key=geheim".parse().unwrap();
-    let text = format!("{:?}", Endpoint { url, token: Some("s3cret".into()) });
-    assert_eq!(text, "Endpoint { url: \"http://h/x\", token: Some(\"***\") }");
+    let text = format!("{:?}", Endpoint { token: Some(Token::Text("s3cret".into())), ..Endpoint::new(url) });
+    assert_eq!(text, "Endpoint { url: \"http://h/x\", token: Some(\"***\"), .. }");
 }
 
 #[test]
 fn two_owners_are_refused() {
     let (_folder, path) = fresh();
     let first = open(&path, Limits::default());
-    let config = Config { database: path.clone(), run: Uuid::now_v7(), endpoint: None };
+    let config = Config { database: path.clone(), run: Uuid::now_v7(), targets: Vec::new(), audit: None };
     let e = Deliver::open(config.clone()).err().unwrap();
     assert_eq!(e.to_string(), format!("\"{}\" is in use", path.display()));
     assert_eq!(e.kind(), crate::error::Kind::Failed);
@@ -152,7 +161,7 @@ fn an_anomaly_commits_with_every_row_before_it() {
     assert_eq!(count(&path, "SELECT count(*) FROM ledger JOIN spool ON ledger.event = spool.id"), 1);
     deliver.record(good(101)).unwrap();
     let drained = deliver.drain(Duration::from_secs(3600)).unwrap();
-    assert_eq!(drained, Drained { delivered: 0, waiting: 1, bytes_uploaded: 0, last_error: None });
+    assert_eq!((drained.delivered, drained.waiting, drained.dead, drained.last_error), (0, 1, 0, None));
     assert_eq!(count(&path, "SELECT count(*) FROM ledger"), 102);
 }
 
@@ -179,7 +188,7 @@ fn an_anomaly_without_pictures_leaves() {
     for (skip, reason) in
         ["no encoder", "the encoder panicked", "the frame picture has 0 bytes"].into_iter().enumerate()
     {
-        let spooled = reader.oldest(skip as u32).unwrap().unwrap();
+        let spooled = first(&reader, skip);
         let event: Event = serde_json::from_str(&spooled.event).unwrap();
         assert_eq!(event.reasons.last().unwrap(), &format!("picture could not be encoded: {reason}"));
         let picture = image::load_from_memory(&spooled.pictures.frame_jpeg).unwrap();
@@ -198,7 +207,7 @@ fn not_a_number_is_stored() {
     deliver.record(record).unwrap();
     deliver.flush().unwrap();
     assert_eq!(count(&path, "SELECT count(*) FROM ledger WHERE score IS NULL"), 1);
-    let spooled = database::Reader::open(&path).unwrap().oldest(0).unwrap().unwrap();
+    let spooled = first(&database::Reader::open(&path).unwrap(), 0);
     let event: Event = serde_json::from_str(&spooled.event).unwrap();
     assert_eq!((event.score, event.regions[0].score), (f32::MAX, f32::MAX));
     assert!(event.reasons.contains(&"a score was NaN".to_owned()), "{:?}", event.reasons);
@@ -244,7 +253,7 @@ fn full_channel_waits_and_counts() {
 fn other_files_are_left_alone() {
     let (folder, path) = fresh();
     let refused = |path: &Path| {
-        let config = Config { database: path.into(), run: Uuid::now_v7(), endpoint: None };
+        let config = Config { database: path.into(), run: Uuid::now_v7(), targets: Vec::new(), audit: None };
         let before = std::fs::read(path).unwrap();
         let e = Deliver::open(config).err().unwrap();
         assert_eq!(std::fs::read(path).unwrap(), before);
@@ -266,8 +275,9 @@ fn other_files_are_left_alone() {
 fn a_newer_schema_is_refused() {
     let (_folder, path) = fresh();
     open(&path, Limits::default()).drain(Duration::ZERO).unwrap();
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
-    let config = Config { database: path.clone(), run: Uuid::now_v7(), endpoint: None };
+    let newer = "ALTER TABLE ledger ADD COLUMN more TEXT; PRAGMA user_version = 7";
+    Connection::open(&path).unwrap().execute_batch(newer).unwrap();
+    let config = Config { database: path.clone(), run: Uuid::now_v7(), targets: Vec::new(), audit: None };
     let e = Deliver::open(config).err().unwrap().to_string();
-    assert_eq!(e, format!("\"{}\" was written by a newer linesight (schema 7, this one knows 2)", path.display()));
+    assert_eq!(e, format!("\"{}\" was written by a newer linesight (schema 7, this one knows 3)", path.display()));
 }

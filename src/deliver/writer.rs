@@ -22,14 +22,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::database::{Database, Outcome, Ready, ReadyAnomaly};
+use super::database::{Database, Ready, ReadyAnomaly};
+use super::fates::Fates;
 use super::journal::Journal;
 use super::reports::{self, Book, ReportOutcome};
 use super::resume::Resumed;
-use super::{Anomaly, Limits, Pictures, Place, Record, Shared, add, picture};
+use super::spool::{Depth, End, Outcome, Settled, Shed};
+use super::{Anomaly, Limits, Pictures, Place, Record, Shared, TargetState, add, picture};
 use crate::event::LineReport;
 
 /// Rows that close a batch.
@@ -44,6 +47,11 @@ const ANOMALY_BATCH: Duration = Duration::from_millis(20);
 const HELD_BYTES: usize = 64 << 20;
 /// Time between two steps of a retention that has more to do.
 const NEXT_STEP: Duration = Duration::from_millis(500);
+/// How often it is looked whether another process (`linesight spool`) has changed the database, and whether anomalies are
+/// too old.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// How often room is looked for in one write, twice as much each time.
+const MAKE_ROOM: u32 = 4;
 /// How often a writer that cannot write looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -81,29 +89,33 @@ pub(super) struct SettleReport {
     pub id: i64,
     pub outcome: ReportOutcome,
     pub bytes: u64,
-    pub done: Sender<bool>,
+    pub done: oneshot::Sender<bool>,
 }
 
 pub(super) struct SettleAnomaly {
+    pub target: Arc<TargetState>,
+    pub seq: i64,
     pub id: Uuid,
     pub outcome: Outcome,
-    /// The item was set aside before.
-    pub was_aside: bool,
     pub bytes: u64,
-    pub done: Sender<bool>,
+    pub done: oneshot::Sender<bool>,
 }
 
 pub(super) struct Writer {
     pub database: Database,
     pub run: Uuid,
+    pub fates: Fates,
     pub records: Receiver<Message>,
     pub outcomes: Receiver<Settle>,
-    pub wake: Sender<()>,
     pub wake_reporter: Sender<()>,
     pub progress: Sender<()>,
     pub shared: Arc<Shared>,
     pub limits: Limits,
     pub book: Book,
+    pub depth: Depth,
+    /// [`Database::version`] at the last look, and when that was.
+    pub version: i64,
+    pub looked: Instant,
     /// Started in this process.
     pub lines: BTreeSet<String>,
     /// When retention looks again.
@@ -133,8 +145,9 @@ impl Writer {
                 _ if batch.failed && self.shared.stopping() => Duration::ZERO,
                 Some(due) if batch.failed => due.saturating_duration_since(Instant::now()).min(LOOK),
                 Some(due) => due.saturating_duration_since(Instant::now()),
-                None => Duration::from_secs(3600),
-            };
+                None => LOOK_AROUND,
+            }
+            .min(LOOK_AROUND);
             select! {
                 recv(self.records) -> message => match message {
                     Ok(message) => self.take(message, &mut batch),
@@ -151,6 +164,9 @@ impl Writer {
             }
             if batch.due.is_some_and(|due| due <= Instant::now()) {
                 self.commit(&mut batch);
+            }
+            if self.looked.elapsed() >= LOOK_AROUND {
+                self.look_around();
             }
             if !batch.failed && self.retain_at.is_some_and(|at| at <= Instant::now()) {
                 self.retain();
@@ -204,9 +220,62 @@ impl Writer {
         let shared = &self.shared;
         add(&shared.recorded, interrupted.recovered);
         add(&shared.spooled, interrupted.placeholders);
-        add(&shared.waiting, interrupted.placeholders);
         add(&shared.picture_failures, interrupted.placeholders);
-        let _ = self.wake.try_send(());
+        self.fates.recovered(&self.database, line, interrupted.placeholders);
+        self.count_again();
+        self.make_room(0);
+        self.shared.wake_all();
+    }
+
+    /// Counts what is in the spool; nothing else changes these numbers at the same time.
+    fn count_again(&mut self) {
+        match self.database.depth() {
+            Ok(depth) => {
+                self.depth = depth;
+                self.shared.show(&self.depth);
+            }
+            Err(e) => debug!(error = %e, "the spool was not counted"),
+        }
+    }
+
+    fn look_around(&mut self) {
+        self.looked = Instant::now();
+        if let Ok(version) = self.database.version()
+            && version != self.version
+        {
+            self.version = version;
+            self.count_again();
+            self.shared.wake_all();
+        }
+        if self.limits.bounds.days.is_some() {
+            self.make_room(0);
+        }
+    }
+
+    /// Lets anomalies or their pictures go until the spool is within its bounds and `room` more bytes of it are free; whether
+    /// any did.
+    fn make_room(&mut self, room: u64) -> bool {
+        let flying = self.shared.flying();
+        let shed = match self.database.shed(&self.limits.bounds, &self.depth, room, &flying) {
+            Ok(shed) => shed,
+            Err(e) => {
+                debug!(error = %e, "the spool could not be made smaller");
+                return false;
+            }
+        };
+        if shed == Shed::default() {
+            return false;
+        }
+        self.fates.shed(&shed);
+        self.count_again();
+        add(&self.shared.dropped, shed.dropped.len() as u64);
+        add(&self.shared.pictures_dropped, shed.stripped.len() as u64);
+        for (what, gone) in [("anomaly", &shed.dropped), ("picture", &shed.stripped)] {
+            for (id, line, part) in gone {
+                warn!(%id, line, part, what, "the spool is full: dropped before it was delivered");
+            }
+        }
+        true
     }
 
     /// Encodes the pictures; `full`: there is no room for them.
@@ -227,25 +296,49 @@ impl Writer {
         Ready { row, anomaly, entry }
     }
 
-    /// Adds rows, unless that would leave too little room for deliveries to be recorded.
+    /// Adds rows, unless that would leave too little room for deliveries to be recorded. Where the disk is full, old anomalies
+    /// make room for new ones as the policy says.
     fn write(&mut self, ready: &[Ready]) -> Result<(), String> {
-        let (reserve, room) = (self.limits.reserve, self.database.room().map_err(|e| e.to_string())?);
+        let reserve = self.limits.reserve;
         let pictures: usize = ready.iter().filter_map(|r| r.anomaly.as_ref()).map(|a| a.pictures.bytes()).sum();
         // they take their room twice for a while: in the log and in the file
-        if room < reserve.saturating_add(2 * pictures as u64) && reserve > 0 {
+        let needed = reserve.saturating_add(2 * pictures as u64);
+        let mut room = self.database.room().map_err(|e| e.to_string())?;
+        if room < needed && reserve > 0 {
+            // the log may be what takes the room
+            self.database.checkpoint().map_err(|e| e.to_string())?;
+            room = self.database.room().map_err(|e| e.to_string())?;
+        }
+        for step in 0..MAKE_ROOM {
+            let lacking = needed.saturating_sub(room);
+            // nothing goes where that would not be enough
+            if lacking == 0 || reserve == 0 || self.depth.bytes / 2 < lacking || !self.make_room(lacking << step) {
+                break;
+            }
+            self.database.checkpoint().map_err(|e| e.to_string())?;
+            room = self.database.room().map_err(|e| e.to_string())?;
+        }
+        if room < needed && reserve > 0 {
             return Err(format!("{} MB are free on the disk, {} MB are kept in reserve", room >> 20, reserve >> 20));
         }
         let added = self.database.commit(self.run, ready).map_err(|e| e.to_string())?;
         let shared = &self.shared;
         add(&shared.recorded, added.rows);
         add(&shared.spooled, added.spooled);
-        add(&shared.waiting, added.spooled);
         add(&shared.ledger_conflicts, added.conflicts);
         if added.conflicts > 0 {
             warn!(rows = added.conflicts, "the ledger already has these parts of this run; the first rows stay");
         }
+        self.fates.spooled(&self.database, ready, added.spooled);
         if added.spooled > 0 {
-            let _ = self.wake.try_send(());
+            self.depth.waiting += added.spooled;
+            self.depth.bytes += added.bytes;
+            for target in self.database.targets() {
+                self.depth.targets.entry(target.clone()).or_default().waiting += added.spooled;
+            }
+            self.shared.show(&self.depth);
+            self.make_room(0);
+            self.shared.wake_all();
         }
         Ok(())
     }
@@ -349,7 +442,7 @@ impl Writer {
     }
 
     fn settle(&mut self, settle: Settle) {
-        let SettleAnomaly { id, outcome, was_aside, bytes, done } = match settle {
+        let SettleAnomaly { target, seq, id, outcome, bytes, done } = match settle {
             Settle::Anomaly(settle) => settle,
             Settle::Report(SettleReport { id, outcome, bytes, done }) => {
                 let result = self.book.settle(&mut self.database, id, &outcome);
@@ -357,37 +450,61 @@ impl Writer {
                     reports::count(&self.shared, &self.book, &outcome, bytes);
                     let _ = self.progress.try_send(());
                 }
-                let _ = done.try_send(result.is_ok());
+                let _ = done.send(result.is_ok());
                 return;
             }
         };
-        let result = self.database.settle(id, &outcome);
-        let shared = &self.shared;
-        match (&result, &outcome) {
-            (Ok(true), Outcome::Delivered { .. }) => {
-                add(&shared.delivered, 1);
-                add(&shared.bytes_uploaded, bytes);
-                if was_aside {
-                    shared.set_aside.fetch_sub(1, Relaxed);
+        let result = self.database.settle(&target.name, seq, id, &outcome);
+        match &result {
+            Ok(Settled { end: None, .. }) => {
+                // a person gave it up meanwhile, or it was retried by hand: the numbers are taken anew at the next look
+                if let Outcome::Delivered { .. } = outcome {
+                    target.delivered(bytes);
+                    add(&self.shared.bytes_uploaded, bytes);
                 }
-                if shared.waiting.fetch_sub(1, Relaxed) == 1 {
-                    Shared::set(&shared.last_error, None);
-                }
-                let _ = self.progress.try_send(());
             }
-            (Ok(true), Outcome::Failed { aside, .. }) if *aside != was_aside => {
-                let _ = match aside {
-                    true => shared.set_aside.fetch_add(1, Relaxed),
-                    false => shared.set_aside.fetch_sub(1, Relaxed),
-                };
-            }
-            (Ok(_), _) => {}
-            (Err(e), _) => debug!(error = %e, "an outcome was not written"),
+            Ok(settled) => self.count(&target, settled, &outcome, bytes),
+            Err(e) => debug!(error = %e, "an outcome was not written"),
         }
-        let delivered = result.is_ok() && matches!(outcome, Outcome::Delivered { .. });
-        let _ = done.try_send(result.is_ok());
+        if result.is_ok() {
+            self.fates.settled(&self.database, &target.name, id, &outcome);
+        }
+        let delivered = matches!(&result, Ok(settled) if settled.end == Some(End::Delivered));
+        let _ = done.send(result.is_ok());
         if delivered && let Err(e) = self.database.shrink() {
             debug!(error = %e, "free pages were not given back");
+        }
+    }
+
+    fn count(&mut self, target: &TargetState, settled: &Settled, outcome: &Outcome, bytes: u64) {
+        let of = self.depth.targets.entry(target.name.clone()).or_default();
+        of.set_aside -= u64::from(settled.was_aside).min(of.set_aside);
+        match outcome {
+            Outcome::Failed { aside, .. } => of.set_aside += u64::from(*aside),
+            Outcome::Dead { .. } => (of.waiting, of.dead) = (of.waiting.saturating_sub(1), of.dead + 1),
+            Outcome::Delivered { .. } => {
+                of.waiting = of.waiting.saturating_sub(1);
+                target.delivered(bytes);
+                add(&self.shared.bytes_uploaded, bytes);
+            }
+        }
+        let depth = &mut self.depth;
+        match settled.end {
+            Some(End::Delivered) => {
+                depth.waiting = depth.waiting.saturating_sub(1);
+                depth.bytes = depth.bytes.saturating_sub(settled.freed);
+                add(&self.shared.delivered, 1);
+            }
+            Some(End::Dead) => {
+                (depth.waiting, depth.dead) = (depth.waiting.saturating_sub(1), depth.dead + 1);
+                add(&self.shared.died, 1);
+            }
+            Some(End::Stays) | None => {}
+        }
+        self.shared.show(&self.depth);
+        // a failure is none: a drain must lose its patience
+        if !matches!(outcome, Outcome::Failed { .. }) {
+            let _ = self.progress.try_send(());
         }
     }
 

@@ -11,7 +11,8 @@ use crate::capture::{Capture, OpenOptions, Supervised};
 use crate::error::Result;
 use crate::frame::Frame;
 use crate::observe::LineStatus;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crate::observe::pulse::{BEAT, Stage};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError};
 use jiff::Timestamp;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
@@ -75,10 +76,20 @@ pub(super) struct Feed<'a> {
 impl Feed<'_> {
     /// Hands a frame over; false when nobody takes frames any more.
     pub fn offer(&self, frame: Arc<Frame>) -> bool {
-        if self.overload == Overload::Block {
-            return self.frames.send(frame).is_ok();
-        }
         let mut frame = frame;
+        if self.overload == Overload::Block {
+            loop {
+                match self.frames.send_timeout(frame, BEAT) {
+                    Ok(()) => return true,
+                    Err(SendTimeoutError::Disconnected(_)) => return false,
+                    Err(SendTimeoutError::Timeout(back)) => frame = back,
+                }
+                // who waits for a later stage is alive; that one has a pulse of its own
+                if let Some(status) = self.status {
+                    status.pulse.beat(Stage::Capture);
+                }
+            }
+        }
         loop {
             match self.frames.try_send(frame) {
                 Ok(()) => return true,

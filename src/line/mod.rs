@@ -29,12 +29,13 @@ use crate::judge::place::PlacedMap;
 use crate::model::{Model, Trigger};
 use crate::observe::LineStatus;
 use crate::observe::health::HealthWatch;
+use crate::observe::pulse::{self, Pulse};
 use crate::picture;
 use crate::prepare::placement::Placement;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::Crop;
 use crate::respond::Respond;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use feed::{Feed, Frames, SkippedList, capture_frames};
 use measure::Recorder;
 use parts::{Item, Stage};
@@ -206,6 +207,15 @@ impl Network {
         let requests = (0..n).map(|_| backbone.request()).collect::<Result<_>>()?;
         Ok(Network { requests, device: backbone.device().to_owned(), precision: backbone.precision() })
     }
+
+    /// The device that really runs it.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
 }
 
 /// What the model's network is compiled for.
@@ -261,6 +271,13 @@ pub fn check_parity(model: &Model, backbone: &mut Backbone) -> Result<()> {
     Ok(())
 }
 
+/// A thread of a line that serves is alive.
+fn beat(pulse: Option<&Pulse>, stage: pulse::Stage) {
+    if let Some(pulse) = pulse {
+        pulse.beat(stage);
+    }
+}
+
 /// Runs the line on an armed network until its source ends or `stop` is set. `on_judged` is called for every part that was
 /// inspected, in order, on the verdict path; `progress` with frames done and expected.
 pub fn run(
@@ -311,11 +328,13 @@ pub fn run_on(
     let abort = AtomicBool::new(false);
     let (decode, prepare) = (Recorder::new(), Recorder::new());
 
+    let pulse = line.service.map(|s| &s.status.pulse);
     let taken = frame_rx.clone();
     let outcome = std::thread::scope(|scope| -> Result<()> {
         let capturing = std::thread::Builder::new()
             .name("capture".into())
             .spawn_scoped(scope, || {
+                let _alive = pulse.map(|p| p.begin(pulse::Stage::Capture));
                 let feed = Feed {
                     frames: frame_tx,
                     waiting: frame_rx.clone(),
@@ -323,13 +342,18 @@ pub fn run_on(
                     skipped: &skipped,
                     status: line.service.map(|s| &*s.status),
                 };
-                let halted = || line.stop.load(Relaxed) || abort.load(Relaxed);
+                // asked whenever it waits
+                let halted = || {
+                    beat(pulse, pulse::Stage::Capture);
+                    line.stop.load(Relaxed) || abort.load(Relaxed)
+                };
                 capture_frames(&mut source, &feed, &counters, &decode, halted)
             })
             .map_err(|e| Error::failed("no thread for capture").because(e))?;
         let preparing = std::thread::Builder::new()
             .name("prepare".into())
             .spawn_scoped(scope, || {
+                let _alive = pulse.map(|p| p.begin(pulse::Stage::Prepare));
                 let stage = Stage { line, frames: &taken, free: &free_rx, items: item_tx, skipped: &skipped };
                 let done = stage.run(&counters, &prepare);
                 // whatever the reason, frames that are still coming have nowhere to go
@@ -339,7 +363,13 @@ pub fn run_on(
             })
             .map_err(|e| Error::failed("no thread for prepare").because(e))?;
         let mut judged = Ok(());
-        for item in &item_rx {
+        loop {
+            beat(pulse, pulse::Stage::Line);
+            let item = match item_rx.recv_timeout(pulse::BEAT) {
+                Ok(item) => item,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             judged = judge.take(item, &free_tx, &mut on_judged);
             if judged.is_err() {
                 break;

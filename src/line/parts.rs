@@ -17,13 +17,14 @@ use crate::detect::backbone::Request;
 use crate::error::{Error, Result};
 use crate::frame::Frame;
 use crate::model::{Model, Trigger};
+use crate::observe::pulse::{self, BEAT};
 use crate::prepare::locate::Finder;
 use crate::prepare::placement::Placement;
 use crate::prepare::rigid::Doubt;
 use crate::prepare::shrink::Crop;
 use crate::prepare::track::{Crossing, Tracker};
 use crate::prepare::{Preparer, Roi};
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, select};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -182,13 +183,13 @@ impl Stage<'_> {
         // a request that nobody has used yet
         let mut spare = None;
         let mut spent = Duration::ZERO;
-        loop {
+        'stage: loop {
             // what can go on goes on
             while let Some(first) = waiting.pop_front() {
                 let (frame, crossing, look, roi) = match first {
-                    Waiting::Word(item) => match self.items.send(item) {
-                        Ok(()) => continue,
-                        Err(_) => return Ok(()),
+                    Waiting::Word(item) => match self.send(item) {
+                        true => continue,
+                        false => return Ok(()),
                     },
                     Waiting::Part { frame, crossing, look, roi } => (frame, crossing, look, roi),
                 };
@@ -196,9 +197,9 @@ impl Stage<'_> {
                 let request = match (spare.take(), most) {
                     (Some(request), _) => Some(request),
                     // waiting for a free request is the detector's time, not ours
-                    (None, None) => match self.free.recv() {
-                        Ok(request) => Some(request),
-                        Err(_) => return Ok(()),
+                    (None, None) => match self.recv(self.free) {
+                        Some(request) => Some(request),
+                        None => return Ok(()),
                     },
                     (None, Some(_)) => self.free.try_recv().ok(),
                 };
@@ -224,7 +225,7 @@ impl Stage<'_> {
                         break;
                     }
                 };
-                if self.items.send(item).is_err() {
+                if !self.send(item) {
                     return Ok(());
                 }
             }
@@ -232,24 +233,28 @@ impl Stage<'_> {
                 timing.record(std::mem::take(&mut spent));
             }
             let frame = if waiting.is_empty() {
-                match self.frames.recv() {
-                    Ok(frame) => frame,
-                    Err(_) => break,
+                match self.recv(self.frames) {
+                    Some(frame) => frame,
+                    None => break,
                 }
             } else {
-                select! {
-                    recv(self.free) -> request => match request {
-                        Ok(request) => { spare = Some(request); continue }
-                        Err(_) => return Ok(()),
-                    },
-                    recv(self.frames) -> frame => match frame {
-                        Ok(frame) => frame,
-                        // the source has ended: what waits is worth waiting for
-                        Err(_) => match self.free.recv() {
-                            Ok(request) => { spare = Some(request); continue }
+                loop {
+                    self.beat();
+                    select! {
+                        recv(self.free) -> request => match request {
+                            Ok(request) => { spare = Some(request); continue 'stage }
                             Err(_) => return Ok(()),
                         },
-                    },
+                        recv(self.frames) -> frame => match frame {
+                            Ok(frame) => break frame,
+                            // the source has ended: what waits is worth waiting for
+                            Err(_) => match self.recv(self.free) {
+                                Some(request) => { spare = Some(request); continue 'stage }
+                                None => return Ok(()),
+                            },
+                        },
+                        default(BEAT) => {}
+                    }
                 }
             };
             let lap = Instant::now();
@@ -272,11 +277,41 @@ impl Stage<'_> {
             waiting.extend(gate.gone().into_iter().map(|part| Waiting::Word(Item::Gone(part))));
         }
         for item in self.skipped(u64::MAX) {
-            if self.items.send(item).is_err() {
+            if !self.send(item) {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn beat(&self) {
+        if let Some(service) = self.line.service {
+            service.status.pulse.beat(pulse::Stage::Prepare);
+        }
+    }
+
+    /// Waits for room; false when nobody takes items any more.
+    fn send(&self, mut item: Item) -> bool {
+        loop {
+            self.beat();
+            match self.items.send_timeout(item, BEAT) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+                Err(SendTimeoutError::Timeout(back)) => item = back,
+            }
+        }
+    }
+
+    /// Waits for what comes next; none when nothing comes any more.
+    fn recv<T>(&self, from: &Receiver<T>) -> Option<T> {
+        loop {
+            self.beat();
+            match from.recv_timeout(BEAT) {
+                Ok(next) => return Some(next),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     /// Cuts a part out and starts its inference.

@@ -171,6 +171,12 @@ fn lines(out: &mut Out<'_>, lines: &[Snapshot]) -> fmt::Result {
         "How long the line is in its state",
         &each(&|s| s.state_age_s),
     )?;
+    out.values(
+        Gauge,
+        "linesight_line_hung",
+        "1 while a thread of the line gives no sign of life",
+        &each(&|s| f64::from(u8::from(s.hung.is_some()))),
+    )?;
     let ages: Vec<_> = lines.iter().filter_map(|s| Some(([("line", s.line.as_str())], s.last_frame_age_s?))).collect();
     out.values(Gauge, "linesight_last_frame_age_seconds", "Age of the last frame, once there was one", &ages)?;
     out.values(Gauge, "linesight_frame_rate", "Frames a second over the last seconds", &each(&|s| s.fps))?;
@@ -242,18 +248,50 @@ fn spool(out: &mut Out<'_>, d: &crate::deliver::Status) -> fmt::Result {
     for (kind, name, help, value) in [
         (Gauge, "linesight_spool_waiting", "Anomalies in the spool", d.waiting),
         (Gauge, "linesight_spool_set_aside", "Anomalies in the spool that the endpoint refuses", d.set_aside),
+        (Gauge, "linesight_spool_dead", "Anomalies in the spool that no target would take", d.dead),
+        (Gauge, "linesight_spool_bytes", "Events and pictures in the spool", d.spool_bytes),
+        (Counter, "linesight_anomalies_dropped", "Anomalies that made room for others, undelivered", d.dropped),
+        (Counter, "linesight_pictures_dropped", "Anomalies whose pictures made room for others", d.pictures_dropped),
+        (Gauge, "linesight_reports_waiting", "Line reports that wait for the endpoint", d.reports_waiting),
+        (Counter, "linesight_reports_delivered", "Line reports that the endpoint acknowledged", d.reports_delivered),
+        (Counter, "linesight_reports_dropped", "Line reports that were given up", d.reports_dropped),
         (Counter, "linesight_ledger_rows", "Ledger rows committed", d.recorded),
         (Counter, "linesight_ledger_conflicts", "Rows left out because the ledger had that part", d.ledger_conflicts),
         (Counter, "linesight_anomalies_spooled", "Anomalies committed to the spool", d.spooled),
         (Counter, "linesight_anomalies_delivered", "Anomalies that the endpoint acknowledged", d.delivered),
+        (Counter, "linesight_anomalies_salvaged", "Anomalies brought over from a damaged spool", d.salvaged),
+        (Counter, "linesight_anomalies_lost", "Anomalies lost with a damaged spool", d.lost),
         (Counter, "linesight_upload_attempts", "Requests made to the endpoint", d.attempts),
-        (Counter, "linesight_bytes_uploaded", "Body bytes that the endpoint acknowledged", d.bytes_uploaded),
+        (Counter, "linesight_uploaded_bytes", "Body bytes that the endpoint acknowledged", d.bytes_uploaded),
         (Counter, "linesight_spool_waits", "Times that a line waited for the spool", d.channel_waits),
         (Counter, "linesight_picture_failures", "Anomalies that left with placeholder pictures", d.picture_failures),
         (Gauge, "linesight_upload_failing", "1 while the last upload has failed", ill(&d.last_error)),
         (Gauge, "linesight_spool_write_failing", "1 while nothing can be written to the spool", ill(&d.write_error)),
     ] {
         out.one(kind, name, help, value as f64)?;
+    }
+    targets(out, &d.targets)
+}
+
+/// A value of a target.
+type OfTarget = fn(&crate::deliver::TargetStatus) -> u64;
+
+fn targets(out: &mut Out<'_>, targets: &[crate::deliver::TargetStatus]) -> fmt::Result {
+    use Kind::{Counter, Gauge};
+    let figures: [(Kind, &str, &str, OfTarget); 7] = [
+        (Gauge, "linesight_target_waiting", "Anomalies that the target still has to get", |t| t.depth.waiting),
+        (Gauge, "linesight_target_set_aside", "Those of them that it refuses as it is now", |t| t.depth.set_aside),
+        (Gauge, "linesight_target_dead", "Anomalies that it refused for good", |t| t.depth.dead),
+        (Counter, "linesight_target_delivered", "Anomalies that it acknowledged", |t| t.delivered),
+        (Counter, "linesight_target_attempts", "Requests made to it", |t| t.attempts),
+        (Counter, "linesight_target_bytes", "Bytes of anomalies that it acknowledged", |t| t.bytes),
+        (Gauge, "linesight_target_failing", "1 while the last request to it has failed", |t| {
+            u64::from(t.last_error.is_some())
+        }),
+    ];
+    for (kind, name, help, value) in figures {
+        let values: Vec<_> = targets.iter().map(|t| ([("target", t.name.as_str())], value(t) as f64)).collect();
+        out.values(kind, name, help, &values)?;
     }
     Ok(())
 }

@@ -2,9 +2,12 @@
 //!
 //! The threads of a line write into its [`LineStatus`]; everything else only reads it.
 
+pub mod audit;
 pub mod health;
 mod metrics;
+pub mod notify;
 mod process;
+pub mod pulse;
 mod server;
 mod status;
 

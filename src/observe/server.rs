@@ -188,7 +188,7 @@ fn router(sources: Arc<Sources>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /status, /healthz and /readyz\n") })
         .with_state(sources)
@@ -213,6 +213,16 @@ async fn status(State(sources): State<Arc<Sources>>) -> Response {
         deliver,
     })
     .into_response()
+}
+
+/// Alive: the process, and every thread of its lines.
+async fn health(State(sources): State<Arc<Sources>>) -> Response {
+    let hung = |s: Snapshot| Some(format!("line \"{}\": {}\n", s.line, s.hung?));
+    let hung: String = sources.lines.snapshots().into_iter().filter_map(hung).collect();
+    match hung.is_empty() {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, hung).into_response(),
+    }
 }
 
 /// Ready: every line inspects, or has ended as it should.

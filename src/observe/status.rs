@@ -5,11 +5,12 @@
 //!    part or change of state, never for each pixel.
 //! 2. `parts` of a snapshot is the sum of the four verdicts (test `a_snapshot_adds_up`).
 
+use super::pulse::{HUNG_AFTER, Pulse};
 use crate::event::{Check, LineCounters, LineState, ModelId, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,10 @@ pub struct LineStatus {
     /// Counts for each bucket, and above the last.
     latency: [AtomicU64; LATENCY_BUCKETS_MS.len() + 1],
     latency_sum_us: AtomicU64,
+    /// Whether its threads are alive.
+    pub pulse: Pulse,
+    /// Its first attempt has come to frames or to an error.
+    started: AtomicBool,
 }
 
 /// A copy of a line's status at one moment; what `linesight status --json` prints for each line.
@@ -61,6 +66,9 @@ pub struct Snapshot {
     pub reason: Option<String>,
     /// Seconds in this state.
     pub state_age_s: f64,
+    /// Which of its threads hangs, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hung: Option<String>,
     /// None before the first frame.
     pub last_frame_age_s: Option<f64>,
     pub fps: f64,
@@ -98,6 +106,8 @@ impl LineStatus {
             reconnects: AtomicU64::new(0),
             latency: Default::default(),
             latency_sum_us: AtomicU64::new(0),
+            pulse: Pulse::default(),
+            started: AtomicBool::new(false),
         }
     }
 
@@ -118,6 +128,16 @@ impl LineStatus {
 
     pub fn state(&self) -> LineState {
         self.now().state
+    }
+
+    /// The line's first attempt has come so far that it takes frames, or has failed.
+    pub fn set_started(&self) {
+        self.started.store(true, Relaxed);
+    }
+
+    /// As [`LineStatus::set_started`] has it.
+    pub fn has_started(&self) -> bool {
+        self.started.load(Relaxed)
     }
 
     /// A frame was taken from the source: the line is live.
@@ -171,12 +191,12 @@ impl LineStatus {
         self.now().model = Some((model, threshold));
     }
 
-    /// Checks whose figures are no numbers are left out: JSON has no word for them.
     /// What the camera's checks say now.
     pub fn health(&self) -> BTreeMap<String, Check> {
         self.now().health.clone()
     }
 
+    /// Checks whose figures are no numbers are left out: JSON has no word for them.
     pub fn set_health(&self, health: BTreeMap<String, Check>) {
         self.now().health = finite(health);
     }
@@ -199,6 +219,7 @@ impl LineStatus {
             state: now.state,
             reason: now.reason,
             state_age_s: now.since.elapsed().as_secs_f64(),
+            hung: self.pulse.hung(HUNG_AFTER),
             last_frame_age_s: now.last_frame.map(|t| t.elapsed().as_secs_f64()),
             fps,
             counters: LineCounters {

@@ -9,7 +9,9 @@ use crate::judge::drift::Drift;
 use crate::line::{self, Judged, Line, Service, Totals};
 use crate::model::{Model, Trigger};
 use crate::observe::LineStatus;
+use crate::observe::audit::Entry;
 use crate::observe::health::HealthWatch;
+use crate::observe::pulse::{LOADING, Stage};
 use crate::respond::Respond;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -41,10 +43,13 @@ impl Served {
     pub fn serve(self) -> Outcome {
         let mut pause = PAUSES[0];
         let mut next_part = None;
+        let mut said = Said::default();
+        let pulse = &self.status.pulse;
+        let _alive = pulse.begin(Stage::Line);
         loop {
             self.status.set_state(LineState::Starting, None);
             let started = Instant::now();
-            let error = match self.attempt(&mut next_part) {
+            let error = match self.attempt(&mut next_part, &mut said) {
                 Ok(totals) => {
                     self.status.set_state(LineState::Stopped, None);
                     return Outcome { totals: Some(totals), error: None };
@@ -54,6 +59,13 @@ impl Served {
             let hint = error.hint_text().map(|h| format!(" ({h})")).unwrap_or_default();
             tracing::error!(line = self.config.name, "line failed: {error}{hint}");
             self.status.set_state(LineState::Failed, Some(error.to_string()));
+            self.status.set_started();
+            let failure = Entry::LineFailed {
+                line: self.config.name.clone(),
+                error: error.to_string(),
+                hint: error.hint_text().map(str::to_owned),
+            };
+            self.say_once(&mut said.failure, failure);
             // playing a recording again would judge its parts twice
             if !self.config.source.is_live() || self.stop.load(Relaxed) {
                 return Outcome { totals: None, error: Some(error) };
@@ -67,15 +79,29 @@ impl Served {
                     self.status.set_state(LineState::Stopped, None);
                     return Outcome { totals: None, error: Some(error) };
                 }
+                pulse.beat(Stage::Line);
                 std::thread::sleep(LOOK);
             }
             pause = (pause * 2).min(PAUSES[1]);
         }
     }
 
+    /// Says what is new; whether it was.
+    fn say_once(&self, said: &mut Option<Entry>, entry: Entry) -> bool {
+        if said.as_ref() == Some(&entry) {
+            return false;
+        }
+        if let Some(audit) = &self.shared.audit {
+            audit.say(entry.clone());
+        }
+        *said = Some(entry);
+        true
+    }
+
     /// Runs the line once. `next_part` is what an attempt before left.
-    fn attempt(&self, next_part: &mut Option<u64>) -> Result<Totals> {
+    fn attempt(&self, next_part: &mut Option<u64>, said: &mut Said) -> Result<Totals> {
         let (c, shared) = (&self.config, &*self.shared);
+        self.status.pulse.beat_for(Stage::Line, LOADING);
         let mut model = load(c)?;
         self.status.set_model(model.id(), model.threshold());
         // a live line wants each answer soon, a recording all of them
@@ -85,6 +111,18 @@ impl Served {
         // only now: the reference scores, which were just checked, are those of the package's own mask
         leave_out(&mut model, c)?;
         let network = held.share(shared.lines.load(Relaxed), c.requests)?;
+        let loaded = Entry::ModelLoaded {
+            line: c.name.clone(),
+            name: model.name.clone(),
+            version: model.version.clone(),
+            sha256: model.sha256.clone(),
+            threshold: model.threshold(),
+            device: network.device().to_owned(),
+            precision: network.precision().as_str().to_owned(),
+        };
+        if self.say_once(&mut said.model, loaded) {
+            shared.loaded(&c.name, &model);
+        }
         let first = match *next_part {
             Some(next) => next,
             None => shared.deliver.resume(&c.name)?.next_part,
@@ -121,10 +159,19 @@ impl Served {
         };
         shared.set_calibration(&c.name, &model);
         let mut watch = Watch { drift: Drift::new(&model.calibration), status: &self.status, assessed: Instant::now() };
+        said.failure = None;
+        self.status.set_started();
         let outcome = line::run_on(&line, network, |judged| watch.look(&judged), |_, _| {});
         *next_part = Some(service.next_part.load(Relaxed));
         outcome
     }
+}
+
+/// What was said in the audit log last: an attempt that is like the one before says nothing.
+#[derive(Default)]
+struct Said {
+    failure: Option<Entry>,
+    model: Option<Entry>,
 }
 
 /// The model with what the line changes of it.

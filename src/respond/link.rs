@@ -201,7 +201,7 @@ struct Said {
 }
 
 /// One connection.
-struct Link {
+pub(super) struct Link {
     client: AsyncClient,
     step: Step,
     /// Given to the client and not yet written, in order.
@@ -215,7 +215,7 @@ struct Link {
 }
 
 impl Link {
-    async fn open(plan: &Plan) -> Result<Link> {
+    fn options(plan: &Plan) -> Result<rumqttc::v5::MqttOptions> {
         let o = &plan.options;
         let mut options = rumqttc::v5::MqttOptions::new(&plan.client_id, &plan.host, plan.port);
         if let Some(username) = &o.username {
@@ -233,6 +233,27 @@ impl Link {
         // no session outlives its connection: nothing is kept for later on either side
         options.set_clean_start(true);
         options.set_outgoing_inflight_upper_limit(IN_FLIGHT);
+        Ok(options)
+    }
+
+    /// Connects and leaves: no will, no message.
+    pub async fn visit(plan: &Plan) -> Result<()> {
+        let (client, events) = AsyncClient::new(Self::options(plan)?, CLIENT_QUEUE);
+        let (events, first) = step(Box::new(events)).await;
+        match first {
+            Ok(Event::Incoming(Incoming::ConnAck(_))) => {}
+            Ok(other) => return Err(away(plan).because(format!("{other:?} came before CONNACK"))),
+            Err(e) => return Err(explain(plan, e)),
+        }
+        // how it takes leave is of no matter: nothing hangs on it
+        if client.try_disconnect().is_ok() {
+            let _ = step(events).await;
+        }
+        Ok(())
+    }
+
+    async fn open(plan: &Plan) -> Result<Link> {
+        let mut options = Self::options(plan)?;
         let will = LastWillProperties {
             delay_interval: Some(0),
             payload_format_indicator: Some(1),

@@ -8,9 +8,11 @@
 mod link;
 mod mqtt;
 mod options;
+mod probe;
 
 pub use mqtt::{EXPIRES, HEARTBEATS_MISSED, Mqtt, MqttStatus, Times};
 pub use options::MqttOptions;
+pub use probe::probe;
 
 use crate::event::Verdict;
 use jiff::Timestamp;

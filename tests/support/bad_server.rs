@@ -1,5 +1,8 @@
 //! An HTTP endpoint that honours the idempotency key and misbehaves on request.
 
+// each test binary uses a part of it
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,6 +32,8 @@ pub enum Act {
     Silent,
     /// A 500 whose body does not end.
     Endless,
+    /// An answer whose head comes a byte at a time and never ends.
+    Trickle,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +83,8 @@ pub struct Seen {
     pub repeats: usize,
     /// Body bytes of requests answered with a 2xx.
     pub acknowledged: u64,
+    /// Keeps the event of each request and no pictures.
+    pub light: bool,
 }
 
 pub struct Server {
@@ -117,6 +124,11 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// What it saw, also after its end.
+    pub fn book(&self) -> Arc<Mutex<Seen>> {
+        self.seen.clone()
+    }
+
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap()
     }
@@ -142,9 +154,18 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>, script: &Mutex<Box<Script>>) -> 
         headers.insert(name.to_lowercase(), value.to_owned());
     }
     let id = headers.get("idempotency-key").cloned().unwrap_or_default();
-    let length: usize = headers.get("content-length")?.parse().ok()?;
+    let length: usize = match headers.get("content-length") {
+        Some(length) => length.parse().ok()?,
+        None if line.starts_with("GET ") => 0,
+        None => return None,
+    };
+    let posted = !line.starts_with("GET ");
     let mut request = Request { line: line.trim_end().to_owned(), headers, id: id.clone(), body: Vec::new() };
-    let act = script.lock().unwrap()(&request);
+    let act = match script.lock().unwrap()(&request) {
+        // there is nothing to take
+        Act::Take if !posted => Act::Answer(405, "", ""),
+        act => act,
+    };
     seen.lock().unwrap().requests.push((Instant::now(), id.clone()));
     match act {
         Act::Reset => return None,
@@ -164,6 +185,7 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>, script: &Mutex<Box<Script>>) -> 
                 true => {
                     // a repeat is the same anomaly, but for its time in the spool, or the same report
                     match request.headers["content-type"].starts_with("multipart/") {
+                        _ if seen.light => {}
                         true => assert_eq!(seen.kept[&id].fields()["frame"], request.fields()["frame"]),
                         false => assert_eq!(seen.kept[&id].body, request.body),
                     }
@@ -172,6 +194,9 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>, script: &Mutex<Box<Script>>) -> 
                 }
                 false => {
                     seen.order.push(id.clone());
+                    if seen.light && request.headers["content-type"].starts_with("multipart/") {
+                        request.body = request.fields().remove("event").map(|event| event.1).unwrap_or_default();
+                    }
                     seen.kept.insert(id, request);
                     201
                 }
@@ -197,6 +222,13 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>, script: &Mutex<Box<Script>>) -> 
         Act::Endless => {
             out.write_all(b"HTTP/1.1 500 Oh\r\n\r\n").ok()?;
             while out.write_all(&[b'x'; 4096]).is_ok() {}
+            return None;
+        }
+        Act::Trickle => {
+            for byte in b"HTTP/1.1 201 Created\r\nX-Slow: ".iter().chain(std::iter::repeat(&b'a')) {
+                out.write_all(&[*byte]).ok()?;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
             return None;
         }
         Act::Answer(status, extra, body) => (status, extra, body),

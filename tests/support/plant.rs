@@ -1,5 +1,8 @@
 //! `linesight run` as a process: its configuration, its status, its end, and what its ledger says afterwards.
 
+// each test binary uses a part of it
+#![allow(dead_code, clippy::unwrap_used)]
+
 use super::support::{LONG, count, linesight, program};
 use serde_json::Value;
 use std::net::TcpListener;
@@ -13,6 +16,8 @@ pub struct Plant {
     database: PathBuf,
     port: u16,
     child: Option<Child>,
+    /// For the process, besides what the tests have.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Plant {
@@ -21,7 +26,7 @@ impl Plant {
         let home = super::support::folder();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let database = home.path().join("spool.db");
-        let plant = Plant { home, database, port, child: None };
+        let plant = Plant { home, database, port, child: None, environment: Vec::new() };
         plant.write(shared, lines);
         plant
     }
@@ -55,6 +60,7 @@ impl Plant {
         assert!(self.child.is_none());
         let mut command = program();
         command.args(["run", "--json", "--config"]).arg(self.config());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.home.path().join("log")).unwrap();
         self.child = Some(command.stderr(log).spawn().unwrap());
     }
@@ -69,6 +75,18 @@ impl Plant {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_raw(self.pid() as i32).unwrap(), signal).unwrap();
+    }
+
+    /// The lines of its audit log.
+    pub fn audit(&self) -> Vec<linesight::observe::audit::Line> {
+        let text = std::fs::read_to_string(self.database.with_file_name("spool.audit.jsonl")).unwrap_or_default();
+        text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+    }
+
+    /// The same without lines that a kill tore.
+    pub fn audit_that_can_be_read(&self) -> Vec<linesight::observe::audit::Line> {
+        let text = std::fs::read_to_string(self.database.with_file_name("spool.audit.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
     }
 
     /// As when somebody pulls the plug of the process alone.
@@ -90,6 +108,12 @@ impl Plant {
         let text = String::from_utf8(output.stdout).unwrap();
         let json = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}\n{}", self.log()));
         (json, output.status.code())
+    }
+
+    /// Code and text of an answer; 0 while nobody listens.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let answer = reqwest::blocking::get(format!("http://127.0.0.1:{}{path}", self.port));
+        answer.map_or((0, String::new()), |a| (a.status().as_u16(), a.text().unwrap_or_default()))
     }
 
     /// Asks for the status; none while nobody listens.

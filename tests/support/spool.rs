@@ -1,0 +1,120 @@
+//! Ledger and spool without a line: records that a test makes, and what is in the database afterwards.
+
+// each test binary uses a part of it
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use linesight::deliver::{Anomaly, Config, Deliver, Endpoint, Limits, Pictures, Record, Target, Token};
+use linesight::event::{Event, LedgerRow, Verdict};
+use serde_json::json;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+pub const LONG: Duration = Duration::from_secs(30);
+
+/// Pictures that nobody looks at, different for each part.
+pub fn pictures(part: u64, size: usize) -> Pictures {
+    let fill = |salt: u64| (0..size as u64).map(|i| (i * 31 + part * 7 + salt) as u8).collect::<Vec<u8>>();
+    let normal_jpeg = part.is_multiple_of(2).then(|| fill(3));
+    Pictures { frame_jpeg: fill(1), heatmap_png: fill(2), normal_jpeg }
+}
+
+pub fn row(part: u64, verdict: Verdict) -> LedgerRow {
+    LedgerRow {
+        line: "line".into(),
+        part,
+        frame: part,
+        captured_at: jiff::Timestamp::now(),
+        verdict,
+        score: 1.5,
+        confidence: 0.5,
+        latency_ms: 9.0,
+        model: "m@1".into(),
+        event: None,
+        frames: 1,
+        reasons: Vec::new(),
+        late_ms: None,
+        lot: None,
+        serial: None,
+    }
+}
+
+pub fn good(part: u64) -> Record {
+    Record { row: row(part, Verdict::Pass), anomaly: None }
+}
+
+pub fn bad(part: u64, size: usize) -> (String, Record) {
+    let id = Uuid::now_v7();
+    let event: Event = serde_json::from_value(json!({
+        "schema": 1, "id": id, "site": "s", "line": "line", "camera": "c", "part": part, "frame": part,
+        "captured_at": jiff::Timestamp::now(), "score": 2.5, "confidence": 0.99, "threshold": 1.0, "verdict": "reject",
+        "reasons": ["größer"], "regions": [{"x": 1, "y": 2, "w": 3, "h": 4, "score": 2.5}],
+        "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
+        "image": {"width": 64, "height": 48},
+    }))
+    .unwrap();
+    let anomaly = Anomaly { event, pictures: Box::new(move || Ok(pictures(part, size))) };
+    (id.to_string(), Record { row: row(part, Verdict::Reject), anomaly: Some(anomaly) })
+}
+
+/// Pauses that tests can wait for.
+pub fn quick() -> Limits {
+    Limits {
+        retry_first: Duration::from_millis(4),
+        retry_slowest: Duration::from_millis(60),
+        write_again: Duration::from_millis(20),
+        reserve: 0,
+        ..Limits::default()
+    }
+}
+
+pub struct Bench {
+    _folder: TempDir,
+    pub database: PathBuf,
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("spool.db");
+        Bench { _folder: folder, database }
+    }
+
+    pub fn open(&self, url: Option<&str>, limits: Limits) -> Deliver {
+        open(&self.database, url, limits)
+    }
+
+    pub fn count(&self, sql: &str) -> i64 {
+        rusqlite::Connection::open(&self.database).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
+pub fn open(database: &Path, url: Option<&str>, limits: Limits) -> Deliver {
+    let endpoint =
+        |url: &str| Endpoint { token: Some(Token::Text("t0ken".into())), ..Endpoint::new(url.parse().unwrap()) };
+    let targets = url.map(|url| Target::review(endpoint(url))).into_iter().collect();
+    Deliver::open_with(Config { database: database.into(), run: Uuid::now_v7(), targets, audit: None }, limits).unwrap()
+}
+
+/// Records these parts, each third one good, and returns the ids of the anomalies.
+pub fn record(deliver: &Deliver, parts: std::ops::Range<u64>) -> Vec<String> {
+    let mut ids = Vec::new();
+    for part in parts {
+        deliver.record(good(3 * part)).unwrap();
+        deliver.record(good(3 * part + 1)).unwrap();
+        let (id, anomaly) = bad(3 * part + 2, 5000);
+        deliver.record(anomaly).unwrap();
+        ids.push(id);
+    }
+    ids
+}
+
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} took too long");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
