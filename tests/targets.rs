@@ -498,7 +498,7 @@ fn a_folder_never_shows_half_an_anomaly() {
     let share = bench.path("share");
     std::fs::create_dir(&share).unwrap();
     let mut flushed = BTreeMap::new();
-    let rounds = if full() { 300 } else { 25 };
+    let rounds = if full() { 100 } else { 25 };
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_that_writes_a_folder", "--nocapture"])
