@@ -19,6 +19,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::accounts::Who;
 use super::problem::Problem;
 use super::upload;
 
@@ -74,9 +75,12 @@ impl Guard {
 }
 
 /// Middleware around [`Guard::check`].
-pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     match guard.check(request.uri().authority(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            request.extensions_mut().insert(Who::local());
+            next.run(request).await
+        }
         Err(problem) => {
             upload::read_over(request).await;
             problem.into_response()

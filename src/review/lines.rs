@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::api::App;
+use super::live::Change;
 use super::problem::Problem;
 use super::reports::LineNow;
 use super::store::{Inserted, nanoseconds};
@@ -79,11 +80,14 @@ async fn receive(State(app): State<App>, Path(line): Path<String>, request: Requ
             drop(bytes);
             match store.insert_report(&report) {
                 Err(e) if e.kind() == Kind::Usage => Ok(Err(Problem::unprocessable(e.to_string()))),
-                other => other.map(|inserted| Ok((inserted, report.run, report.seq))),
+                other => other.map(|inserted| Ok((inserted, report.run, report.seq, report.line))),
             }
         })
         .await?;
-    let (inserted, run, seq) = inserted?;
+    let (inserted, run, seq, line) = inserted?;
+    if inserted == Inserted::New {
+        app.live.tell(Change::Line { line });
+    }
     let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(serde_json::json!({ "run": run, "seq": seq }))).into_response())
 }

@@ -3,7 +3,7 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] and [`reports`] keep, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
+//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
 //! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
@@ -13,9 +13,11 @@
 //!    `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
 //! 4. Every answer carries the headers in [`HEADERS`]. Test: `starts_answers_and_stops`.
 
+pub mod accounts;
 pub mod api;
 pub mod guard;
 pub mod lines;
+pub mod live;
 pub mod pages;
 pub mod problem;
 pub mod reports;

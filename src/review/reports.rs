@@ -21,7 +21,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{LineReport, Verdict};
 
 /// The tables, as one step of the store's migrations.
-pub(super) const TABLES: &str = "
+pub(in crate::review) const TABLES: &str = "
     CREATE TABLE lines (           -- the newest report of each line
         line        TEXT PRIMARY KEY NOT NULL,
         run         TEXT NOT NULL,
@@ -108,7 +108,12 @@ pub struct LineNow {
 }
 
 /// Keeps a report; when it returns, the report is on disk.
-pub(super) fn insert(db: &mut Connection, report: &LineReport, now: Timestamp, keep: Keep) -> Result<Inserted> {
+pub(in crate::review) fn insert(
+    db: &mut Connection,
+    report: &LineReport,
+    now: Timestamp,
+    keep: Keep,
+) -> Result<Inserted> {
     let cannot = || format!("cannot record report {} of line \"{}\"", report.seq, report.line);
     let (at, now) = (nanoseconds(report.at)?, nanoseconds(now)?);
     let seq = i64::try_from(report.seq).usage(|| format!("report number {} is out of range", report.seq))?;
@@ -280,7 +285,7 @@ fn prune(db: &Connection, now: i64, added: i64, keep: Keep) -> rusqlite::Result<
 }
 
 /// Every line that has ever reported, by name.
-pub(super) fn lines(db: &Connection, now: Timestamp) -> Result<Vec<LineNow>> {
+pub(in crate::review) fn lines(db: &Connection, now: Timestamp) -> Result<Vec<LineNow>> {
     let cannot = || "cannot list the lines";
     let since = nanoseconds(now)?.div_euclid(MINUTE_NS) - RECENT_MIN;
     let mut statement = db

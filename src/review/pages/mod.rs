@@ -21,14 +21,15 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::api::{self, ANOMALIES, App, ListQuery, Listing};
-use super::problem::Problem;
-use super::show;
-use super::store::{Anomaly, Count, Cursor, Filter, ObjectName, Page, Walk};
 use crate::event::{Event, Rect, Region, Verdict};
+use crate::review::api::query::{ListQuery, Listing, listing};
+use crate::review::api::{self, ANOMALIES, App};
+use crate::review::problem::Problem;
+use crate::review::show;
+use crate::review::store::{Anomaly, Count, Cursor, Filter, ObjectName, Page, Walk};
 
-const STYLE: &str = include_str!("../../assets/review/style.css");
-const SCRIPT: &str = include_str!("../../assets/review/review.js");
+const STYLE: &str = include_str!("../../../assets/review/style.css");
+const SCRIPT: &str = include_str!("../../../assets/review/review.js");
 const ICON: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#0f766e"/><circle cx="16" cy="16" r="8" fill="none" stroke="#fff" stroke-width="2.5"/><circle cx="18.5" cy="13.5" r="3" fill="#fbbf24"/></svg>"##;
 
 /// Title of the list.
@@ -87,7 +88,7 @@ pub async fn unknown() -> Response {
 }
 
 /// A page that says why there is none.
-pub(super) fn refusal(problem: &Problem) -> Response {
+pub(in crate::review) fn refusal(problem: &Problem) -> Response {
     let status = problem.status();
     let title = status.canonical_reason().unwrap_or("Error");
     let body = html! {
@@ -102,7 +103,7 @@ pub(super) fn refusal(problem: &Problem) -> Response {
 
 /// Which of the pages in the header one is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Here {
+pub(in crate::review) enum Here {
     Anomalies,
     Lines,
     Elsewhere,
@@ -114,7 +115,13 @@ fn layout(title: &str, tools: Option<Markup>, body: Markup) -> Markup {
 }
 
 /// A page with more in its head.
-pub(super) fn layout_with(title: &str, here: Here, head: Markup, tools: Option<Markup>, body: Markup) -> Markup {
+pub(in crate::review) fn layout_with(
+    title: &str,
+    here: Here,
+    head: Markup,
+    tools: Option<Markup>,
+    body: Markup,
+) -> Markup {
     let tab = |page: Here, text: &str, to: &str| {
         html! { a href=(to) aria-current=[(page == here).then_some("page")] { (text) } }
     };
@@ -146,37 +153,23 @@ pub(super) fn layout_with(title: &str, here: Here, head: Markup, tools: Option<M
     }
 }
 
-/// A path with the filter and cursor as its query.
-fn link(path: &str, filter: &Filter, cursor: Option<Cursor>) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    if let Some(line) = &filter.line {
-        query.append_pair("line", line);
-    }
-    if let Some(verdict) = filter.verdict {
-        query.append_pair("verdict", verdict.as_str());
-    }
-    if let Some(cursor) = cursor {
-        query.append_pair("cursor", &cursor.to_string());
-    }
-    let query = query.finish();
-    if query.is_empty() { path.to_string() } else { format!("{path}?{query}") }
-}
-
 /// The list of a line's anomalies.
-pub(super) fn line_link(line: &str) -> String {
-    link("/", &Filter { line: Some(line.to_owned()), verdict: None }, None)
+pub(in crate::review) fn line_link(line: &str) -> String {
+    link("/", &Filter { line: Some(line.to_owned()), ..Filter::default() }, None)
 }
 
-fn listing(query: Result<Query<ListQuery>, QueryRejection>) -> Result<Listing, Problem> {
-    query.map_err(|e| Problem::bad_request(e.body_text()))?.0.check()
+/// A path with the filter and cursor as its query.
+fn link(path: &str, filter: &Filter, start: Option<Cursor>) -> String {
+    Listing { filter: filter.clone(), start, ..Listing::default() }.link(path)
 }
 
 async fn list(State(app): State<App>, query: Result<Query<ListQuery>, QueryRejection>) -> Response {
     let page = async {
-        let Listing { filter, start, limit } = listing(query)?;
+        let Listing { filter, sort, start, limit } = listing(query)?;
         let wanted = filter.clone();
-        let (page, counts) =
-            app.run(move |store| Ok((store.list(&wanted, start, limit.unwrap_or(CARDS))?, store.counts()?))).await?;
+        let (page, counts) = app
+            .run(move |store| Ok((store.list(&wanted, sort, start, limit.unwrap_or(CARDS))?, store.counts()?)))
+            .await?;
         Ok::<_, Problem>(list_page(&filter, start.is_none(), &page, &counts, Timestamp::now()))
     };
     match page.await {
@@ -346,13 +339,13 @@ async fn detail(
 ) -> Response {
     let page = async {
         let id = Uuid::try_parse(&id).map_err(|_| Problem::not_found("there is no such anomaly"))?;
-        let filter = listing(query)?.filter;
+        let Listing { filter, sort, .. } = listing(query)?;
         let wanted = filter.clone();
         let found = app.run(move |store| {
             let Some(anomaly) = store.get(id)? else { return Ok(None) };
-            let from = anomaly.position()?;
+            let from = anomaly.position(sort)?;
             let beside = |walk| {
-                let page = store.list(&wanted, Some(Cursor { walk, from }), 1)?;
+                let page = store.list(&wanted, sort, Some(Cursor { walk, from }), 1)?;
                 Ok(page.items.first().map(|a| a.event.id))
             };
             Ok(Some((beside(Walk::Newer)?, beside(Walk::Older)?, anomaly)))
@@ -527,13 +520,13 @@ mod tests {
         });
         let raw = event.to_string();
         let event = serde_json::from_value(event).unwrap();
-        Anomaly { event, raw, received_at: Timestamp::UNIX_EPOCH, has_normal: true }
+        Anomaly { event, raw, received_at: Timestamp::UNIX_EPOCH, has_normal: true, review: None }
     }
 
     fn pages(text: &str) -> String {
         let anomaly = anomaly(text);
-        let filter = Filter { line: Some(text.to_string()), verdict: Some(Verdict::Reject) };
-        let counts = [Count { line: text.to_string(), verdict: "reject".into(), count: 1 }];
+        let filter = Filter { line: Some(text.to_string()), verdict: Some(Verdict::Reject), ..Filter::default() };
+        let counts = [Count { line: text.to_string(), verdict: "reject".into(), review: None, count: 1 }];
         let detail = detail_page(&filter, &anomaly, None, Some(Uuid::nil()), Timestamp::UNIX_EPOCH);
         let page = Page { items: vec![anomaly], older: None, newer: None, revision: 1 };
         let list = list_page(&filter, true, &page, &counts, Timestamp::UNIX_EPOCH);
@@ -567,7 +560,7 @@ mod tests {
 
     #[test]
     fn links_carry_the_filter() {
-        let filter = Filter { line: Some("a&b=c d".into()), verdict: Some(Verdict::Missed) };
+        let filter = Filter { line: Some("a&b=c d".into()), verdict: Some(Verdict::Missed), ..Filter::default() };
         assert_eq!(link("/", &filter, None), "/?line=a%26b%3Dc+d&verdict=missed");
         assert_eq!(link("/", &Filter::default(), None), "/");
     }

@@ -10,6 +10,9 @@
 //! 3. At most [`UPLOADS`] bodies are in memory; further senders wait, each no longer than [`upload::UPLOAD_TIME`] for its turn
 //!    and its body. Test: `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
 
+pub mod query;
+pub mod reviews;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -20,17 +23,18 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::problem::Problem;
-use super::store::{Anomaly, Cursor, Filter, Inserted, ObjectName, Page, Store};
-use super::upload;
 use crate::error::{Error, Result};
-use crate::event::Verdict;
+use crate::review::live::{Change, Live};
+use crate::review::problem::Problem;
+use crate::review::store::{Anomaly, Inserted, ObjectName, Page, Review, Store};
+use crate::review::upload;
+use query::{ListQuery, Listing, listing};
 
 /// Uploads that are read at the same time.
 pub const UPLOADS: usize = 8;
@@ -44,12 +48,14 @@ pub const ANOMALIES: &str = "/api/v1/anomalies";
 pub struct App {
     store: Arc<dyn Store>,
     uploads: Arc<Semaphore>,
+    /// Tells open pages what changed.
+    pub live: Live,
 }
 
 impl App {
     /// Handlers on top of a store.
     pub fn new(store: Arc<dyn Store>) -> App {
-        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)), live: Live::default() }
     }
 
     /// Waits for one of the places for bodies in memory.
@@ -78,6 +84,7 @@ pub fn routes() -> Router<App> {
         .route(ANOMALIES, get(list).post(post))
         .route("/api/v1/anomalies/{id}", get(one))
         .route("/api/v1/anomalies/{id}/{file}", get(picture))
+        .merge(reviews::routes())
         .route("/api", any(unknown))
         .route("/api/{*rest}", any(unknown))
         .route("/healthz", get(health))
@@ -122,9 +129,14 @@ async fn post(State(app): State<App>, request: Request) -> Result<Response, Prob
                 Ok(new) => new,
                 Err(problem) => return Ok(Err(problem)),
             };
-            store.insert(&new).map(Ok)
+            let line = new.event.line.clone();
+            store.insert(&new).map(|inserted| Ok((inserted, line)))
         })
-        .await??;
+        .await?;
+    let (inserted, line) = inserted?;
+    if inserted == Inserted::New {
+        app.live.tell(Change::Anomaly { id: key, line });
+    }
     let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("{ANOMALIES}/{key}");
     Ok((status, [(LOCATION, location)], Json(serde_json::json!({ "id": key }))).into_response())
@@ -150,47 +162,6 @@ fn preconditions(headers: &HeaderMap) -> Result<Uuid, Problem> {
     }
 }
 
-/// The query of a list, as typed; shared with the pages. Empty means not given, because forms send it so.
-#[derive(Debug, Default, Deserialize)]
-pub struct ListQuery {
-    cursor: Option<String>,
-    limit: Option<String>,
-    line: Option<String>,
-    verdict: Option<String>,
-}
-
-/// The query of a list, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    pub filter: Filter,
-    pub start: Option<Cursor>,
-    pub limit: Option<usize>,
-}
-
-impl ListQuery {
-    /// Checks every value that was given.
-    pub fn check(self) -> Result<Listing, Problem> {
-        let given = |value: Option<String>| value.filter(|v| !v.is_empty());
-        let (_, most) = LIMIT;
-        let limit = given(self.limit).map(|text| {
-            let limit = text.parse::<usize>().ok().filter(|n| (1..=most).contains(n));
-            limit.ok_or_else(|| Problem::bad_request(format!("limit is {text:?}, it must be between 1 and {most}")))
-        });
-        let verdict = given(self.verdict).map(|text| {
-            let known = [Verdict::Reject, Verdict::Unsure, Verdict::Missed];
-            known.into_iter().find(|v| v.as_str() == text).ok_or_else(|| {
-                Problem::bad_request(format!("verdict is {text:?}, it must be \"reject\", \"unsure\" or \"missed\""))
-            })
-        });
-        let start = given(self.cursor).map(|c| c.parse::<Cursor>().map_err(|e| Problem::bad_request(e.to_string())));
-        Ok(Listing {
-            filter: Filter { line: given(self.line), verdict: verdict.transpose()? },
-            start: start.transpose()?,
-            limit: limit.transpose()?,
-        })
-    }
-}
-
 /// Path and name of the pictures of an anomaly.
 pub fn picture_url(id: Uuid, name: ObjectName) -> String {
     format!("{ANOMALIES}/{id}/{}", name.file_name())
@@ -203,6 +174,8 @@ struct ItemJson {
     /// As it was posted.
     event: Box<RawValue>,
     images: ImagesJson,
+    /// The review that holds.
+    review: Option<Review>,
 }
 
 #[derive(Serialize)]
@@ -223,7 +196,7 @@ impl ItemJson {
             heatmap: picture_url(id, ObjectName::Heatmap),
             normal: anomaly.has_normal.then(|| picture_url(id, ObjectName::Normal)),
         };
-        Ok(ItemJson { id, received_at: anomaly.received_at, event, images })
+        Ok(ItemJson { id, received_at: anomaly.received_at, event, images, review: anomaly.review })
     }
 }
 
@@ -239,10 +212,9 @@ struct PageJson {
 }
 
 async fn list(State(app): State<App>, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
-    let Listing { filter, start, limit } = query.check()?;
+    let Listing { filter, sort, start, limit } = listing(query)?;
     let Page { items, older, newer, revision } =
-        app.run(move |store| store.list(&filter, start, limit.unwrap_or(LIMIT.0))).await?;
+        app.run(move |store| store.list(&filter, sort, start, limit.unwrap_or(LIMIT.0))).await?;
     let page = PageJson {
         items: items.into_iter().map(ItemJson::new).collect::<Result<_, _>>()?,
         next: older.map(|c| c.to_string()),
@@ -326,25 +298,6 @@ mod tests {
         for (given, wanted) in table {
             assert_eq!(preconditions(&headers(given)).unwrap_err().status().as_u16(), wanted, "{given:?}");
         }
-    }
-
-    #[test]
-    fn list_queries() {
-        let text = |s: &str| Some(s.to_string());
-        let empty = ListQuery { cursor: text(""), limit: text(""), line: text(""), verdict: text("") };
-        let all = Listing { filter: Filter::default(), start: None, limit: None };
-        assert_eq!(empty.check().unwrap(), all);
-        let good = ListQuery { limit: text("200"), line: text("a"), verdict: text("missed"), cursor: None };
-        let filter = Filter { line: text("a"), verdict: Some(Verdict::Missed) };
-        assert_eq!(good.check().unwrap(), Listing { filter, start: None, limit: Some(200) });
-        for limit in ["0", "201", "-1", "x", "99999999999999999999999"] {
-            let query = ListQuery { limit: text(limit), ..Default::default() };
-            let wanted = format!("limit is {limit:?}, it must be between 1 and 200");
-            assert_eq!(query.check().unwrap_err().detail(), wanted);
-        }
-        let query = ListQuery { verdict: text("pass"), ..Default::default() };
-        let wanted = "verdict is \"pass\", it must be \"reject\", \"unsure\" or \"missed\"";
-        assert_eq!(query.check().unwrap_err().detail(), wanted);
     }
 
     #[test]

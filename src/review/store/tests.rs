@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::event::{EVENT_SCHEMA, ImageSize, ModelId};
+use crate::event::{EVENT_SCHEMA, ImageSize, ModelId, Verdict};
 
 fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     Event {
@@ -105,7 +105,7 @@ fn no_row_when_files_cannot_be_published() {
     let error = store.insert(&new).unwrap_err().to_string();
     assert!(error.starts_with("cannot publish the pictures of anomaly"), "{error}");
     assert_eq!(store.get(nth(1)).unwrap(), None);
-    assert!(store.list(&Filter::default(), None, 10).unwrap().items.is_empty());
+    assert!(store.list(&Filter::default(), Sort::Time, None, 10).unwrap().items.is_empty());
     fs::remove_file(&shelf).unwrap();
     assert_eq!(store.insert(&new).unwrap(), Inserted::New, "a retry succeeds once the cause is gone");
 }
@@ -139,7 +139,7 @@ fn pages_meet_every_item_once_in_both_directions() {
         store.insert(&anomaly(event(nth(n as u128), "a", Verdict::Reject, (n / 3 - 2) * 1_000_000_000))).unwrap();
     }
     for limit in [1, 2, 3, 7, 20, 50] {
-        let mut page = store.list(&Filter::default(), None, limit).unwrap();
+        let mut page = store.list(&Filter::default(), Sort::Time, None, limit).unwrap();
         assert_eq!(page.newer, None);
         let mut down = ids(&page);
         let mut arrivals = 0;
@@ -148,7 +148,8 @@ fn pages_meet_every_item_once_in_both_directions() {
             let id = Uuid::now_v7();
             store.insert(&anomaly(event(id, "a", Verdict::Reject, 1_000_000_000_000))).unwrap();
             arrivals += 1;
-            page = store.list(&Filter::default(), Some(cursor.to_string().parse().unwrap()), limit).unwrap();
+            page =
+                store.list(&Filter::default(), Sort::Time, Some(cursor.to_string().parse().unwrap()), limit).unwrap();
             down.extend(ids(&page));
         }
         let mut expected: Vec<Uuid> = (0..20).rev().map(nth).collect();
@@ -157,7 +158,8 @@ fn pages_meet_every_item_once_in_both_directions() {
         let mut up = ids(&page);
         up.reverse();
         while let Some(cursor) = page.newer {
-            page = store.list(&Filter::default(), Some(cursor.to_string().parse().unwrap()), limit).unwrap();
+            page =
+                store.list(&Filter::default(), Sort::Time, Some(cursor.to_string().parse().unwrap()), limit).unwrap();
             up.extend(ids(&page).into_iter().rev());
         }
         expected.reverse();
@@ -176,8 +178,8 @@ fn filters_and_counts() {
         store.insert(&anomaly(event(nth(n as u128), line, verdict, n as i64))).unwrap();
     }
     let list = |line: Option<&str>, verdict| {
-        let filter = Filter { line: line.map(str::to_string), verdict };
-        ids(&store.list(&filter, None, 10).unwrap())
+        let filter = Filter { line: line.map(str::to_string), verdict, ..Filter::default() };
+        ids(&store.list(&filter, Sort::Time, None, 10).unwrap())
     };
     assert_eq!(list(Some("a"), None), [nth(3), nth(1), nth(0)]);
     assert_eq!(list(Some("a"), Some(Verdict::Reject)), [nth(3), nth(0)]);
@@ -192,7 +194,7 @@ fn filters_and_counts() {
 fn revision_grows_with_arrivals_that_were_captured_earlier() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path()).unwrap();
-    let revision = || store.list(&Filter::default(), None, 1).unwrap().revision;
+    let revision = || store.list(&Filter::default(), Sort::Time, None, 1).unwrap().revision;
     assert_eq!(revision(), 0);
     store.insert(&anomaly(event(nth(2), "a", Verdict::Reject, 50))).unwrap();
     let first = revision();
@@ -248,6 +250,6 @@ fn a_newer_schema_is_refused_and_left_alone() {
     assert_eq!(error.kind(), Kind::Usage);
     assert_eq!(
         error.to_string(),
-        format!("the database in \"{}\" has schema 99, this version of linesight knows 2", dir.path().display())
+        format!("the database in \"{}\" has schema 99, this version of linesight knows 4", dir.path().display())
     );
 }
