@@ -9,6 +9,7 @@
 
 use super::aravis::{Camera, Picture, Stream};
 use super::options::{CameraOptions, CameraTrigger, GENICAM_FORMATS};
+use super::packets::Before;
 use crate::error::{Context, Error, Result};
 use gstreamer as gst;
 use gstreamer::glib;
@@ -27,10 +28,8 @@ const BUFFER_BYTES: usize = 512 << 20;
 const BUFFERS: std::ops::RangeInclusive<usize> = 16..=48;
 /// How often a waiting thread looks whether it is to end.
 const TICK: Duration = Duration::from_millis(50);
-/// Between opening the stream and starting the camera. As root aravis receives by a packet socket, which sees all traffic of the
-/// interface until its thread has set a filter; an answer of the camera to our commands is then taken for a picture, and for up to
-/// 100 frames the real ones for late. Nothing tells when the filter is set; meanwhile we keep quiet. What still goes wrong
-/// (other traffic) is ended by the watch on the first frame.
+/// Between the stream's socket being bound ([`super::packets`]) and starting the camera: its filter is set meanwhile, and we keep
+/// quiet. What still goes wrong (other traffic) is ended by the watch on the first frame.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Frame numbers of GigE Vision 1 have 16 bits and leave out 0.
 const WRAP: u64 = 0xffff;
@@ -222,11 +221,15 @@ pub(super) fn open(name: &str, options: &CameraOptions) -> Result<Ready> {
     };
     let payload = camera.payload().map_err(|e| refused("questions about its pictures", e))?;
     let buffers = (BUFFER_BYTES / payload.max(1)).clamp(*BUFFERS.start(), *BUFFERS.end());
+    let before = camera.is_gige().then(Before::now);
     let stream = camera.stream(buffers, payload).map_err(|e| {
         Error::failed(format!("camera \"{name}\" opens no stream"))
             .because(e)
             .hint("another program may have the camera")
     })?;
+    if before.is_some_and(|before| !before.wait()) {
+        tracing::debug!(camera = name, "the stream's socket is not ready");
+    }
     let trigger =
         options.fps.filter(|_| trigger == CameraTrigger::Software).map(|fps| Duration::from_secs_f64(1.0 / fps));
     Ok(Ready { camera, stream, caps, layout, trigger })

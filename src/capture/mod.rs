@@ -14,6 +14,7 @@ pub(crate) mod aravis;
 mod genicam;
 mod loss;
 mod options;
+mod packets;
 mod pipeline;
 mod source;
 mod supervise;

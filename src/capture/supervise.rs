@@ -29,8 +29,10 @@ const TEARDOWN_WAIT: Duration = Duration::from_millis(500);
 const TEARDOWNS: usize = 4;
 /// Factor from one pause to the next.
 const BACKOFF_FACTOR: f64 = 1.6;
-/// The shortest time that the first frame is waited for.
+/// The shortest time that the first frame is waited for, while it is not known how long the source takes for it.
 const FIRST_FRAME: Duration = Duration::from_secs(1);
+/// How many times longer than ever before, or than a frame period, the first frame may take.
+const FIRST_FRAME_FACTOR: f64 = 2.0;
 /// A line that fails for the same reason says so again after this time.
 const REMINDER: Duration = Duration::from_secs(60);
 
@@ -45,7 +47,8 @@ pub struct Watchdog {
     /// A source is always stalled later than this; also how long frames may take to come while the period is not known.
     pub stall_max: Duration,
     /// How long the first frame may take after opening. A stream shows nothing before its first whole picture. A camera whose
-    /// rate is known before is first waited for as long as in the middle of its stream, then longer with each attempt.
+    /// rate is known before is first waited for as long as in the middle of its stream, one that has been live a few times as
+    /// long as it took then; and longer each time that it is opened in vain.
     pub first_frame: Duration,
     /// Pause before the first attempt to open again; each pause is 1.6 times as long as the one before, and up to 20 % longer or
     /// shorter by chance.
@@ -82,6 +85,10 @@ pub struct Supervised {
     next_seq: u64,
     /// Attempts since the last frame.
     attempts: u32,
+    /// Those of them that opened the source and got no frame.
+    blind: u32,
+    /// The longest that a first frame has taken after opening.
+    first_frame_took: Option<Duration>,
     next_attempt: Instant,
     /// A frame came at some time.
     was_live: bool,
@@ -128,6 +135,8 @@ impl Supervised {
             current: None,
             next_seq: 0,
             attempts: 0,
+            blind: 0,
+            first_frame_took: None,
             next_attempt: Instant::now(),
             was_live: false,
             said: None,
@@ -182,8 +191,9 @@ impl Supervised {
     fn arrived(&mut self, mut frame: Arc<Frame>) -> Arc<Frame> {
         let now = Instant::now();
         if let Some(c) = &mut self.current {
-            if let Some(last) = c.last_frame.replace(now) {
-                c.period.add(now - last);
+            match c.last_frame.replace(now) {
+                Some(last) => c.period.add(now - last),
+                None => self.first_frame_took = self.first_frame_took.max(Some(now - c.opened)),
             }
             self.software |= c.capture.software;
         }
@@ -198,6 +208,7 @@ impl Supervised {
             }
             self.attempts = 0;
         }
+        self.blind = 0;
         self.was_live = true;
         self.status.frame();
         // nobody else has it yet
@@ -217,10 +228,13 @@ impl Supervised {
         let declared = c.capture.declared_rate().map(|r| Duration::from_secs_f64(1.0 / r));
         let Some(last) = c.last_frame else {
             // a camera whose rate is known is soon asked again; each time it gets longer, for it may be slow to start
-            let patience = backoff_factor(self.attempts);
+            let patience = backoff_factor(self.blind);
             let limit = declared.map_or(self.watchdog.first_frame, |period| {
-                let limit = period.mul_f64(self.watchdog.stall_periods).max(self.watchdog.stall_min);
-                limit.max(FIRST_FRAME).mul_f64(patience).min(self.watchdog.first_frame)
+                let limit = match self.first_frame_took {
+                    Some(took) => took.max(period).mul_f64(FIRST_FRAME_FACTOR).max(self.watchdog.stall_min),
+                    None => period.mul_f64(self.watchdog.stall_periods).max(self.watchdog.stall_min).max(FIRST_FRAME),
+                };
+                limit.mul_f64(patience).min(self.watchdog.first_frame)
             });
             let waited = c.opened.elapsed();
             return (waited > limit).then(|| format!("no frame came within {:.1} s of opening", waited.as_secs_f64()));
@@ -287,6 +301,7 @@ impl Supervised {
         }
         self.status.set_state(state, Some(reason));
         if let Some(connection) = self.current.take() {
+            self.blind += u32::from(connection.last_frame.is_none());
             self.tear_down(connection);
         }
         let pause = match may_pass {

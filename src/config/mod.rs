@@ -92,6 +92,7 @@ pub struct LineConfig {
     pub debounce: Debounce,
     pub realtime: bool,
     pub repeat: bool,
+    pub live_picture: bool,
     pub lot: Option<String>,
     pub serial: Option<String>,
 }
@@ -116,7 +117,7 @@ impl Config {
 
 impl Config {
     /// The target that [review] names.
-    fn review(&self) -> Option<&Target> {
+    pub fn review(&self) -> Option<&Target> {
         self.targets.iter().find(|target| target.name == REVIEW)
     }
 
@@ -382,6 +383,7 @@ impl Checker<'_> {
             debounce,
             realtime: raw.realtime,
             repeat: raw.repeat,
+            live_picture: raw.live_picture,
             lot: raw.lot.clone(),
             serial: raw.serial.clone(),
         })

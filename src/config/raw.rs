@@ -268,6 +268,9 @@ pub struct RawLine {
     /// Start a recording over when it ends.
     #[serde(default)]
     pub repeat: bool,
+    /// Show the line's picture in the review pages while somebody there looks at it: small, and at most five a second.
+    #[serde(default)]
+    pub live_picture: bool,
     /// Lot of the parts, for ledger and events.
     pub lot: Option<String>,
     /// Serial number, for ledger and events.

@@ -31,6 +31,7 @@ mod journal;
 #[cfg(test)]
 mod journal_tests;
 pub mod ledger;
+pub mod live_picture;
 mod mend;
 mod options;
 mod pages;

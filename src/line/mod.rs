@@ -18,6 +18,7 @@ mod verdicts;
 pub use measure::{Latency, Stages};
 
 use crate::capture::{CameraOptions, Source, Watchdog};
+use crate::deliver::live_picture::LivePicture;
 use crate::deliver::{Deliver, Pictures};
 use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request};
 use crate::detect::{AnomalyMap, Device, Head, Precision};
@@ -83,6 +84,8 @@ pub struct Service {
     pub repeat: bool,
     /// Looks at the camera once a second, on a thread of its own.
     pub health: HealthWatch,
+    /// Shows the line to who looks at it in the review pages.
+    pub live_picture: Option<LivePicture>,
 }
 
 /// What a line needs to know.

@@ -262,6 +262,9 @@ impl Stage<'_> {
             let roi = Roi::in_frame(model.roi, frame.width(), frame.height())?;
             if let Some(service) = self.line.service {
                 service.health.frame(&frame, roi);
+                if let Some(live) = &service.live_picture {
+                    live.frame(&frame, roi);
+                }
             }
             let crossings = gate.parts(&mut preparer, &frame, roi)?;
             counters.lost.store(gate.lost(), Relaxed);

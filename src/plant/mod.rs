@@ -15,7 +15,7 @@ mod outputs;
 mod serve;
 
 use crate::config::{Config, LineConfig};
-use crate::deliver::{self, Deliver, Drained};
+use crate::deliver::{self, Deliver, Drained, Endpoint};
 use crate::error::{Context, Error, Result};
 use crate::event::{EVENT_SCHEMA, LineReport, LineState, REPORT_EVERY_S, SpoolDepth};
 use crate::line::Totals;
@@ -51,6 +51,8 @@ struct Shared {
     deliver: Arc<Deliver>,
     networks: Networks,
     mqtt: Option<Arc<Mqtt>>,
+    /// The review server that [review] names.
+    review: Option<Endpoint>,
     /// How many lines share the device.
     lines: AtomicUsize,
     /// Sorted held-out scores of each line's model.
@@ -177,6 +179,10 @@ impl Plant {
             run,
             deliver,
             networks: Networks::default(),
+            review: config.review().and_then(|target| match &target.kind {
+                deliver::Kind::Review(endpoint) => Some(endpoint.clone()),
+                _ => None,
+            }),
             mqtt,
             lines: AtomicUsize::new(config.lines.len()),
             calibrations: Mutex::default(),

@@ -3,6 +3,7 @@
 
 use super::Shared;
 use crate::config::LineConfig;
+use crate::deliver::live_picture::LivePicture;
 use crate::error::{Error, Result};
 use crate::event::{LineState, Verdict};
 use crate::judge::drift::Drift;
@@ -146,6 +147,10 @@ impl Served {
             serial: c.serial.clone(),
             repeat: c.repeat,
             health: HealthWatch::start(&model, self.status.clone())?,
+            live_picture: match &shared.review {
+                Some(endpoint) if c.live_picture => LivePicture::start(endpoint, &c.name)?,
+                _ => None,
+            },
         };
         let line = Line {
             name: &c.name,

@@ -18,6 +18,7 @@ pub mod api;
 pub mod guard;
 pub mod lines;
 pub mod live;
+pub mod live_picture;
 pub mod pages;
 pub mod problem;
 pub mod reports;
@@ -186,6 +187,7 @@ fn router(app: App, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
         .merge(lines::routes())
+        .merge(live_picture::routes())
         .merge(pages::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)

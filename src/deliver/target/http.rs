@@ -31,7 +31,7 @@ const ANSWER_MOST: usize = 64 << 10;
 const QUOTED: usize = 200;
 
 /// An endpoint, ready to send to.
-pub(super) struct Http {
+pub(in super::super) struct Http {
     connection: Connection,
     url: Url,
     token: Option<Secret>,
@@ -136,10 +136,7 @@ impl Http {
     /// Asks for the place where is posted, which changes nothing there; what went wrong as one line.
     pub async fn look(&self) -> Result<Answered, String> {
         let asked = self.exchange(Method::GET, self.url.clone(), HeaderMap::new(), Bytes::new()).await;
-        asked.map_err(|answer| match answer {
-            Answer::Failed { why, .. } | Answer::Refused { why, .. } | Answer::Never { why } => why,
-            Answer::Unknown { .. } | Answer::Taken { .. } => String::new(),
-        })
+        asked.map_err(Answer::why)
     }
 
     /// What an answer to an anomaly of so many bytes means.

@@ -23,8 +23,9 @@ use url::Url;
 use super::spool::Spooled;
 use super::{Endpoint, Kind, Limits, Target, read_token};
 use crate::error::{Context, Error, Result};
-use pace::Cap;
 
+pub(super) use http::Http;
+pub(super) use pace::Cap;
 pub(super) use review::Review;
 
 /// The header that says which requests are the same.
@@ -43,6 +44,19 @@ pub(super) enum Answer {
     Unknown { why: String },
     /// May well succeed later.
     Failed { why: String, after: Option<Duration>, connected: bool },
+}
+
+impl Answer {
+    /// What went wrong, in one line.
+    pub fn why(self) -> String {
+        match self {
+            Answer::Taken { .. } => String::new(),
+            Answer::Refused { why, .. }
+            | Answer::Never { why }
+            | Answer::Unknown { why }
+            | Answer::Failed { why, .. } => why,
+        }
+    }
 }
 
 /// What a look at a target found.

@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::review::live::{Change, Live};
+use crate::review::live_picture::Pictures;
 use crate::review::problem::Problem;
 use crate::review::store::{Anomaly, Inserted, ObjectName, Page, Review, Store};
 use crate::review::upload;
@@ -50,12 +51,14 @@ pub struct App {
     uploads: Arc<Semaphore>,
     /// Tells open pages what changed.
     pub live: Live,
+    /// Live pictures of lines.
+    pub pictures: Arc<Pictures>,
 }
 
 impl App {
     /// Handlers on top of a store.
     pub fn new(store: Arc<dyn Store>) -> App {
-        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)), live: Live::default() }
+        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)), live: Live::default(), pictures: Arc::default() }
     }
 
     /// Waits for one of the places for bodies in memory.
