@@ -86,6 +86,13 @@ impl Bench {
         open(&self.database, url, limits)
     }
 
+    /// The first column of each row.
+    pub fn texts(&self, sql: &str) -> Vec<String> {
+        let db = rusqlite::Connection::open(&self.database).unwrap();
+        let mut read = db.prepare(sql).unwrap();
+        read.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
     pub fn count(&self, sql: &str) -> i64 {
         rusqlite::Connection::open(&self.database).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     }
