@@ -161,14 +161,14 @@ async fn find(desk: &Desk, request: &Parts, came: &Came, need: Need) -> Result<O
         }
         Known { holder: None, .. } => None,
     };
-    let forbidden = |detail: String| Err(Problem::new(StatusCode::FORBIDDEN, detail).into_response());
+    let forbidden = |detail: String| Problem::new(StatusCode::FORBIDDEN, detail).into_response();
     let by_cookie = who.as_ref().is_some_and(|who| matches!(who.via, Via::Session(_)));
     if !request.method.is_safe()
         && (by_cookie || need == Need::Open)
         && !headers.contains_key(ORIGIN)
         && !headers.contains_key(FETCH_SITE)
     {
-        return forbidden("the request does not say that it comes from a page of this server (Origin)".into());
+        return Err(forbidden("the request does not say that it comes from a page of this server (Origin)".into()));
     }
     let Some(who) = who else {
         if need == Need::Open {
@@ -186,7 +186,7 @@ async fn find(desk: &Desk, request: &Parts, came: &Came, need: Need) -> Result<O
             Via::Token(scope) => format!("scope {}", scope.as_str()),
             _ => format!("role {}", who.role.as_str()),
         };
-        return forbidden(format!("\"{}\" has the {has}, which may not {what} here", who.name));
+        return Err(forbidden(format!("\"{}\" has the {has}, which may not {what} here", who.name)));
     }
     if need == Need::Upload {
         let sender = if who.via == Via::Local { came.from.to_string() } else { who.name.clone() };
