@@ -8,7 +8,7 @@ mod support;
 
 use linesight::review;
 use plant::{Plant, line};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ fn next(stream: &mut impl BufRead) -> image::DynamicImage {
 #[test]
 fn somebody_looks_at_a_line() {
     let data = folder();
-    let config = review::Config { data_dir: data.path().into(), listen: ([127, 0, 0, 1], 0).into() };
+    let config = review::Config::new(data.path(), ([127, 0, 0, 1], 0).into());
     let server = review::Server::start(config).unwrap();
     let client = reqwest::blocking::Client::builder().timeout(LONG).build().unwrap();
     let look = || client.get(format!("{}/api/v1/lines/a-b/live.mjpeg", server.url())).send().unwrap();

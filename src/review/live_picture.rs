@@ -18,10 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures_util::stream;
@@ -33,7 +33,7 @@ use tokio::time::timeout;
 use super::accounts::{Role, Who};
 use super::api::App;
 use super::problem::Problem;
-use super::upload::MAX_LINE;
+use super::upload::{MAX_LINE, UPLOAD_TIME};
 
 /// Pictures a second that a line is asked for.
 const FPS: f64 = 2.0;
@@ -146,7 +146,7 @@ impl Drop for Viewer {
 /// The routes of live pictures.
 pub fn routes() -> Router<App> {
     Router::new()
-        .route("/api/v1/lines/{line}/picture", get(ask).put(take).layer(DefaultBodyLimit::max(MOST_BYTES)))
+        .route("/api/v1/lines/{line}/picture", get(ask).put(take))
         .route("/api/v1/lines/{line}/live.mjpeg", get(stream_of))
 }
 
@@ -189,16 +189,15 @@ async fn ask(
 }
 
 /// A line sends a picture.
-async fn take(
-    State(app): State<App>,
-    Path(line): Path<String>,
-    headers: HeaderMap,
-    jpeg: Bytes,
-) -> Result<Response, Problem> {
+async fn take(State(app): State<App>, Path(line): Path<String>, request: Request) -> Result<Response, Problem> {
     named(&line)?;
-    if headers.get(CONTENT_TYPE).is_none_or(|kind| kind != "image/jpeg") {
+    if request.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "image/jpeg") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a live picture is an image/jpeg"));
     }
+    let jpeg = timeout(UPLOAD_TIME, to_bytes(request.into_body(), MOST_BYTES))
+        .await
+        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the live picture took too long"))?
+        .map_err(|_| Problem::too_large("the live picture", MOST_BYTES))?;
     let wrong = |what: &str| Problem::unprocessable(format!("the live picture {what}"));
     let (width, height) = ImageReader::with_format(Cursor::new(&jpeg), ImageFormat::Jpeg)
         .into_dimensions()

@@ -3,11 +3,15 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
-//! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
+//! [`listen`] takes connections and [`tls`] encrypts them; [`guard`] keeps strangers' web pages out, [`peer`] knows where a
+//! request came from and [`accounts`] who asks; [`store`] and [`reports`] keep, [`live`] tells open pages what changed,
+//! [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`problem`] is how the API says no, `show` how
+//! values look.
 //!
 //! Invariants:
-//! 1. The server listens on loopback only, as long as it has no accounts. Test: `other_addresses_are_refused`.
+//! 1. Without accounts the server answers whoever reaches it only on loopback; on any other address it shows the way to the
+//!    first account and nothing else. Tests: `without_accounts_only_loopback_is_open`, and `the_first_account` in
+//!    tests/review_accounts.rs.
 //! 2. When [`Server::start`] returns, connections are accepted. Test: `starts_answers_and_stops`.
 //! 3. Stopping takes no longer than [`GRACE`] twice, whatever clients do. Test:
 //!    `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
@@ -17,33 +21,42 @@ pub mod accounts;
 pub mod api;
 pub mod guard;
 pub mod lines;
+pub mod listen;
 pub mod live;
 pub mod live_picture;
 pub mod pages;
+pub mod peer;
 pub mod problem;
 pub mod reports;
 mod show;
 pub mod store;
+pub mod tls;
 pub mod upload;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::{Extension, Router};
+use ipnet::IpNet;
 use tokio::sync::watch;
+use url::Url;
 
 use crate::error::{Context, Error, Result};
+use accounts::{Accounts, Desk, SqliteAccounts, secret};
 use api::App;
 use guard::Guard;
-use store::{SqliteStore, Store};
+use listen::Limits;
+use peer::Proxies;
+use store::SqliteStore;
+use tls::{Tls, TlsFiles};
 
 /// How long open requests may go on after a stop, and blocking calls after that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -55,10 +68,11 @@ pub const HEADERS: [(header::HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+         base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // with "no-referrer" browsers would send forms with "Origin: null", which the guard refuses
+    (header::REFERRER_POLICY, "same-origin"),
     (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
@@ -69,14 +83,50 @@ pub const HEADERS: [(header::HeaderName, &str); 6] = [
 pub struct Config {
     /// Where anomalies are kept; made when it is not there.
     pub data_dir: PathBuf,
-    /// A loopback address; port 0 picks a free one.
+    /// Port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Speak TLS.
+    pub tls: Option<TlsFiles>,
+    /// Proxies whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Under which addresses browsers know this server, besides its own.
+    pub public_urls: Vec<Url>,
+    /// Nothing is open without an account, on loopback too.
+    pub accounts: bool,
+    /// What one client may take.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// A server on this address, with no more than that said.
+    pub fn new(data_dir: impl Into<PathBuf>, listen: SocketAddr) -> Config {
+        Config {
+            data_dir: data_dir.into(),
+            listen,
+            tls: None,
+            trusted_proxies: Vec::new(),
+            public_urls: Vec::new(),
+            accounts: false,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Whether nothing is open without an account: whoever says that others reach it wants accounts.
+    fn wants_accounts(&self) -> bool {
+        self.accounts
+            || !self.listen.ip().to_canonical().is_loopback()
+            || self.tls.is_some()
+            || !self.trusted_proxies.is_empty()
+            || !self.public_urls.is_empty()
+    }
 }
 
 /// A running review server; stops when dropped.
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
+    url: String,
+    welcome: Option<String>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -84,15 +134,43 @@ pub struct Server {
 impl Server {
     /// Starts a server on a SQLite store. When it returns, the server answers.
     pub fn start(config: Config) -> Result<Server> {
+        let tls = config.tls.clone().map(Tls::open).transpose()?;
         let listener = bind(config.listen)?;
         let store = SqliteStore::open(&config.data_dir)?;
-        Self::serve(listener, Arc::new(store))
+        let accounts = SqliteAccounts::open(&config.data_dir)?;
+        Self::serve(&config, listener, tls, store, accounts)
     }
 
-    fn serve(listener: TcpListener, store: Arc<dyn Store>) -> Result<Server> {
+    fn serve(
+        config: &Config,
+        listener: TcpListener,
+        tls: Option<Tls>,
+        store: SqliteStore,
+        accounts: SqliteAccounts,
+    ) -> Result<Server> {
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
+        let wanted = config.wants_accounts();
+        let url = match config.public_urls.first() {
+            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+            None => format!("{}://{addr}", if tls.is_some() { "https" } else { "http" }),
+        };
+        let welcome = match wanted && !accounts.any()? {
+            true => Some(offer(&accounts, &url)?),
+            false => None,
+        };
+        if wanted && tls.is_none() && config.trusted_proxies.is_empty() && !addr.ip().to_canonical().is_loopback() {
+            tracing::warn!("passwords and tokens travel unencrypted: give --tls-cert and --tls-key, or use a proxy");
+        }
+        let Limits { upload_rate, upload_burst, .. } = config.limits;
+        let desk = Desk::new(Arc::new(accounts), wanted, upload_rate, upload_burst)?;
+        let proxies = Proxies(config.trusted_proxies.clone());
+        let mut guard = Guard::new(addr);
+        if wanted {
+            let hosts = config.public_urls.iter().filter_map(|url| url.host_str().map(str::to_owned));
+            guard = guard.with_accounts(hosts.collect(), proxies.clone());
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_name("review-io")
@@ -104,15 +182,16 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(store), Guard::new(addr));
+        let router = router(App::new(Arc::new(store)), desk, guard);
+        let serve = listen::serve(listener, tls, router, proxies, config.limits, stopped)?;
         let thread = std::thread::Builder::new()
             .name("review".into())
             .spawn(move || {
-                runtime.block_on(serve_until(listener, router, stopped));
+                runtime.block_on(serve);
                 runtime.shutdown_timeout(GRACE);
             })
             .failed(cannot)?;
-        Ok(Server { addr, stop, thread: Some(thread) })
+        Ok(Server { addr, url, welcome, stop, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -122,7 +201,12 @@ impl Server {
 
     /// What to open in a browser.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        self.url.clone()
+    }
+
+    /// The link to the first account, where one is wanted and there is none.
+    pub fn welcome(&self) -> Option<&str> {
+        self.welcome.as_deref()
     }
 
     /// Answers what has begun, takes nothing new, and returns.
@@ -146,14 +230,20 @@ impl Drop for Server {
     }
 }
 
+/// A new key to the first account; the one before it no longer holds.
+fn offer(accounts: &dyn Accounts, url: &str) -> Result<String> {
+    let key = secret::token()?;
+    accounts.offer(&secret::digest(&key))?;
+    Ok(format!("{url}/welcome?key={key}"))
+}
+
+/// Opens the accounts of a data folder, for commands beside a server.
+pub fn open_accounts(data_dir: &Path) -> Result<SqliteAccounts> {
+    SqliteAccounts::open_beside(data_dir)
+}
+
 /// Binds the address, or says why not.
 fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    if !listen.ip().to_canonical().is_loopback() {
-        return Err(Error::usage(format!("the review server cannot listen on \"{listen}\": it has no accounts yet"))
-            .hint(
-                "listen on 127.0.0.1 and reach it from elsewhere through a tunnel: ssh -L 8080:127.0.0.1:8080 HOST",
-            ));
-    }
     TcpListener::bind(listen).map_err(|e| {
         let hint = match e.kind() {
             ErrorKind::AddrInUse => {
@@ -167,31 +257,18 @@ fn bind(listen: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped: watch::Receiver<bool>) {
-    let asked = |mut stopped: watch::Receiver<bool>| async move {
-        // an error means that the server was dropped, which asks for the same
-        let _ = stopped.wait_for(|stop| *stop).await;
-    };
-    let serve = axum::serve(listener, router).with_graceful_shutdown(asked(stopped.clone()));
-    let overdue = async {
-        asked(stopped).await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        _ = async { serve.await } => {}
-        () = overdue => {}
-    }
-}
-
-fn router(app: App, guard: Guard) -> Router {
+fn router(app: App, desk: Desk, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
         .merge(lines::routes())
         .merge(live_picture::routes())
         .merge(pages::routes())
+        .merge(accounts::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)
         .with_state(app)
+        .layer(Extension(desk.clone()))
+        .layer(middleware::from_fn_with_state(desk, accounts::gate::gate))
         .layer(middleware::from_fn_with_state(Arc::new(guard), guard::guard))
         .layer(middleware::from_fn(add_headers))
 }
@@ -210,7 +287,7 @@ mod tests {
     use crate::error::Kind;
 
     fn config(data_dir: &std::path::Path, listen: &str) -> Config {
-        Config { data_dir: data_dir.to_path_buf(), listen: listen.parse().unwrap() }
+        Config::new(data_dir, listen.parse().unwrap())
     }
 
     #[test]
@@ -239,15 +316,22 @@ mod tests {
     }
 
     #[test]
-    fn other_addresses_are_refused() {
+    fn without_accounts_only_loopback_is_open() {
         let dir = tempfile::tempdir().unwrap();
-        for listen in ["0.0.0.0:0", "[::]:0", "192.168.1.7:8080"] {
-            let error = Server::start(config(&dir.path().join("new"), listen)).unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage);
-            let wanted = format!("the review server cannot listen on \"{listen}\": it has no accounts yet");
-            assert_eq!(error.to_string(), wanted);
+        let open = config(dir.path(), "127.0.0.1:0");
+        assert!(!open.wants_accounts() && !config(dir.path(), "[::1]:0").wants_accounts());
+        for listen in ["0.0.0.0:0", "[::]:0", "192.168.1.7:8080", "[::ffff:10.0.0.1]:0"] {
+            assert!(config(dir.path(), listen).wants_accounts(), "{listen}");
         }
-        assert!(!dir.path().join("new").exists(), "nothing was touched");
+        let behind = |change: fn(&mut Config)| {
+            let mut config = open.clone();
+            change(&mut config);
+            config.wants_accounts()
+        };
+        assert!(behind(|c| c.accounts = true));
+        assert!(behind(|c| c.trusted_proxies = vec!["10.0.0.1/32".parse().unwrap()]));
+        assert!(behind(|c| c.public_urls = vec!["https://plant.example".parse().unwrap()]));
+        assert!(behind(|c| c.tls = Some(TlsFiles { cert: "c".into(), key: "k".into() })));
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //!    tests/review_server.rs.
 //! 2. What is kept is what it says it is: a JPEG or PNG whose header agrees with the event. Tests:
 //!    `pictures_are_checked`, `events_are_checked`.
-//! 3. A refused upload is read to its end, so that the sender gets the answer and not a reset connection. Tests:
+//! 3. Nothing that is kept costs much to decode or to show: pixels, scans, texts and lists are bounded. Tests:
+//!    `pictures_are_checked`, `texts_and_lists_are_bounded`.
+//! 4. A refused upload is read to its end, so that the sender gets the answer and not a reset connection. Tests:
 //!    `too_large`, `strangers_are_refused` in tests/review_server.rs.
 
 use std::future::poll_fn;
@@ -37,12 +39,22 @@ pub const MAX_EVENT: usize = 1 << 20;
 pub const MAX_PICTURE: usize = 20 << 20;
 /// Pixels along each side of a picture.
 pub const MAX_SIDE: u32 = 16_384;
+/// Pixels of a picture: what decoding it may take of memory (three bytes each) is known before it is decoded.
+pub const MAX_PIXELS: u64 = 100_000_000;
+/// Scans of a progressive JPEG; encoders make about ten. Each costs a pass over all pixels when the picture is decoded.
+pub const MAX_SCANS: usize = 100;
 /// How long one upload may take.
 pub const UPLOAD_TIME: Duration = Duration::from_secs(60);
 /// Bytes of a refused request that are read over, at most.
 const READ_OVER: usize = 4 * MAX_BODY;
 /// Characters in the name of a line.
 pub const MAX_LINE: usize = 200;
+/// Characters of any other text in an event.
+pub const MAX_TEXT: usize = 1000;
+/// Reasons of an event.
+pub const MAX_REASONS: usize = 64;
+/// Regions of an event.
+pub const MAX_REGIONS: usize = 10_000;
 
 /// The fields as they came.
 #[derive(Debug, Default)]
@@ -166,6 +178,35 @@ fn event(bytes: Vec<u8>) -> Result<(Event, String), Problem> {
     if event.line.is_empty() || event.line.chars().count() > MAX_LINE {
         return wrong(format!("the event's line must have between 1 and {MAX_LINE} characters"));
     }
+    let texts = [
+        ("site", Some(&event.site)),
+        ("camera", Some(&event.camera)),
+        ("model.name", Some(&event.model.name)),
+        ("model.version", Some(&event.model.version)),
+        ("model.sha256", Some(&event.model.sha256)),
+        ("device", Some(&event.device)),
+        ("precision", Some(&event.precision)),
+        ("lot", event.lot.as_ref()),
+        ("serial", event.serial.as_ref()),
+    ];
+    let reasons = event.reasons.iter().map(|reason| ("reasons", Some(reason)));
+    for (name, text) in texts.into_iter().chain(reasons) {
+        if text.is_some_and(|text| text.chars().count() > MAX_TEXT) {
+            return wrong(format!("the event's {name} has more than {MAX_TEXT} characters"));
+        }
+    }
+    for (name, found, most) in
+        [("reasons", event.reasons.len(), MAX_REASONS), ("regions", event.regions.len(), MAX_REGIONS)]
+    {
+        if found > most {
+            return wrong(format!("the event has {found} {name}, this server takes {most}"));
+        }
+    }
+    for (name, number) in [("part", event.part), ("frame", event.frame)] {
+        if i64::try_from(number).is_err() {
+            return wrong(format!("the event's {name} is {number}, this server counts to {}", i64::MAX));
+        }
+    }
     nanoseconds(event.captured_at).map_err(|e| Problem::unprocessable(e.to_string()))?;
     Ok((event, raw))
 }
@@ -181,6 +222,13 @@ fn size(name: &str, bytes: &[u8], wanted: ImageFormat) -> Result<(u32, u32), Pro
         .map_err(|e| wrong(&format!("cannot be read: {e}")))?;
     if width.min(height) == 0 || width.max(height) > MAX_SIDE {
         return Err(wrong(&format!("is {width}x{height} pixels, each side may have between 1 and {MAX_SIDE}")));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(wrong(&format!("is {width}x{height} pixels, which is more than {MAX_PIXELS} together")));
+    }
+    // inside a scan 0xff is followed by 0 or a restart marker, so that each of these begins one (or is in a small preview)
+    if wanted == ImageFormat::Jpeg && bytes.windows(2).filter(|two| *two == [0xff, 0xda]).count() > MAX_SCANS {
+        return Err(wrong(&format!("has more than {MAX_SCANS} scans")));
     }
     Ok((width, height))
 }
@@ -311,5 +359,50 @@ mod tests {
         huge[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         let huge = refusal(Fields { heatmap: Some(huge), ..good() });
         assert_eq!(huge.0, 422, "{huge:?}");
+        // each side may be so long, not both
+        let mut bomb = good().heatmap.unwrap();
+        bomb[16..24].copy_from_slice(&[0, 0, 0x40, 0, 0, 0, 0x40, 0]);
+        let bomb = refusal(Fields { heatmap: Some(with_checksum(bomb)), ..good() });
+        let wanted = "field \"heatmap\" is 16384x16384 pixels, which is more than 100000000 together";
+        assert_eq!(bomb, (422, wanted.into()));
+        let mut scans = good().frame.unwrap();
+        scans.extend([0xff, 0xda].repeat(MAX_SCANS));
+        let scans = refusal(Fields { frame: Some(scans), ..good() });
+        assert_eq!(scans, (422, "field \"frame\" has more than 100 scans".into()));
+    }
+
+    /// A PNG with the checksum of its header right again.
+    fn with_checksum(mut png: Vec<u8>) -> Vec<u8> {
+        let sum = crc32fast::hash(&png[12..29]);
+        png[29..33].copy_from_slice(&sum.to_be_bytes());
+        png
+    }
+
+    #[test]
+    fn texts_and_lists_are_bounded() {
+        let long = "x".repeat(MAX_TEXT + 1);
+        let region = serde_json::json!({"x": 1, "y": 2, "w": 3, "h": 4, "score": 1.0});
+        let table: [(&str, serde_json::Value, &str); 9] = [
+            ("site", long.clone().into(), "the event's site has more than 1000 characters"),
+            ("camera", long.clone().into(), "the event's camera has more than 1000 characters"),
+            ("device", long.clone().into(), "the event's device has more than 1000 characters"),
+            ("serial", long.clone().into(), "the event's serial has more than 1000 characters"),
+            ("reasons", serde_json::json!([long]), "the event's reasons has more than 1000 characters"),
+            ("reasons", serde_json::json!(vec!["x"; 65]), "the event has 65 reasons, this server takes 64"),
+            (
+                "regions",
+                serde_json::json!(vec![region; MAX_REGIONS + 1]),
+                "the event has 10001 regions, this server takes 10000",
+            ),
+            ("part", u64::MAX.into(), "the event's part is 18446744073709551615, this server counts to"),
+            ("frame", (1u64 << 63).into(), "the event's frame is 9223372036854775808, this server counts to"),
+        ];
+        for (key, value, detail) in table {
+            let mut event = json();
+            event[key] = value;
+            let (status, found) = refusal(fields(&event));
+            assert_eq!(status, 422, "{key}");
+            assert!(found.starts_with(detail), "{key}: {found}");
+        }
     }
 }

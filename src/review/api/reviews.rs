@@ -10,7 +10,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{ANOMALIES, App, parse_id};
-use crate::review::accounts::{Role, Who};
+use crate::review::accounts::{Note, Role, Who};
 use crate::review::live::Change;
 use crate::review::problem::Problem;
 use crate::review::store::{Decision, NewReview};
@@ -73,7 +73,8 @@ async fn review(
     let new = NewReview { reviewer: who.name, decision, defect_type, comment: text("comment", comment, MAX_COMMENT)? };
     let done = app.run(move |store| store.review(id, &new)).await?.ok_or_else(|| no_anomaly(id))?;
     app.live.tell(Change::Review { id });
-    Ok((StatusCode::CREATED, Json(done)).into_response())
+    let note = Note::new("review", id, [decision.as_str(), done.defect_type.as_deref().unwrap_or("")].join(" "));
+    Ok((StatusCode::CREATED, note, Json(done)).into_response())
 }
 
 async fn undo(State(app): State<App>, who: Who, Path(id): Path<String>) -> Result<Response, Problem> {
@@ -83,7 +84,7 @@ async fn undo(State(app): State<App>, who: Who, Path(id): Path<String>) -> Resul
     match done {
         Some(done) => {
             app.live.tell(Change::Review { id });
-            Ok((StatusCode::CREATED, Json(done)).into_response())
+            Ok((StatusCode::CREATED, Note::new("review undo", id, ""), Json(done)).into_response())
         }
         None if there => {
             Err(Problem::new(StatusCode::CONFLICT, "the review that holds is not yours, or there is none"))
@@ -131,5 +132,6 @@ async fn set_defect_types(
     }
     let kept = names.clone();
     app.run(move |store| store.set_defect_types(&kept)).await?;
-    Ok(Json(serde_json::json!({ "items": names })).into_response())
+    let note = Note::new("defect types", "", names.join(", "));
+    Ok((note, Json(serde_json::json!({ "items": names }))).into_response())
 }

@@ -1,0 +1,59 @@
+//! The audit as JSON.
+//!
+//! Thread: handlers run on the server's thread; what blocks goes through [`Desk`].
+//!
+//! Invariants:
+//! 1. Walking `next` meets each line that was there at the start once. Test: `the_audit_is_paged` in
+//!    tests/review_accounts.rs.
+
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use serde::Deserialize;
+
+use super::store::Entry;
+use super::{Desk, Role, Who};
+use crate::review::api::App;
+use crate::review::problem::Problem;
+
+/// Lines in a page when `limit` is not given, and at most.
+const LIMIT: (usize, usize) = (100, 1000);
+
+/// The routes of the API of accounts.
+pub fn routes() -> Router<App> {
+    Router::new().route("/api/v1/audit", get(audit))
+}
+
+/// Which part of the audit.
+#[derive(Debug, Default, Deserialize)]
+pub struct AuditQuery {
+    /// Lines before this one.
+    pub before: Option<i64>,
+    pub limit: Option<usize>,
+}
+
+/// Lines, newest first, and where the next page begins.
+pub(super) async fn page_of(desk: &Desk, query: &AuditQuery) -> Result<(Vec<Entry>, Option<i64>), Problem> {
+    let (before, limit) = (query.before, query.limit.unwrap_or(LIMIT.0));
+    if !(1..=LIMIT.1).contains(&limit) {
+        return Err(Problem::bad_request(format!("limit is {limit}, it must be between 1 and {}", LIMIT.1)));
+    }
+    let mut entries = desk.run(move |a| a.audit(before, limit + 1)).await?;
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    let next = entries.last().map(|e| e.seq).filter(|_| more);
+    Ok((entries, next))
+}
+
+async fn audit(
+    who: Who,
+    Extension(desk): Extension<Desk>,
+    query: Result<Query<AuditQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    who.must(Role::Admin)?;
+    let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
+    let (items, next) = page_of(&desk, &query).await?;
+    Ok(Json(serde_json::json!({ "items": items, "next": next })).into_response())
+}
