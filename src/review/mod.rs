@@ -3,7 +3,7 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
+//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`thumbs`] makes pictures small, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
 //! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ pub mod problem;
 pub mod reports;
 mod show;
 pub mod store;
+pub mod thumbs;
 pub mod upload;
 
 use std::io::ErrorKind;
@@ -43,6 +44,7 @@ use crate::error::{Context, Error, Result};
 use api::App;
 use guard::Guard;
 use store::{SqliteStore, Store};
+use thumbs::Thumbs;
 
 /// How long open requests may go on after a stop, and blocking calls after that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -85,10 +87,10 @@ impl Server {
     pub fn start(config: Config) -> Result<Server> {
         let listener = bind(config.listen)?;
         let store = SqliteStore::open(&config.data_dir)?;
-        Self::serve(listener, Arc::new(store))
+        Self::serve(listener, Arc::new(store), Thumbs::new(&config.data_dir))
     }
 
-    fn serve(listener: TcpListener, store: Arc<dyn Store>) -> Result<Server> {
+    fn serve(listener: TcpListener, store: Arc<dyn Store>, thumbs: Thumbs) -> Result<Server> {
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
@@ -103,7 +105,7 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(store), Guard::new(addr));
+        let router = router(App::new(store), thumbs, Guard::new(addr));
         let thread = std::thread::Builder::new()
             .name("review".into())
             .spawn(move || {
@@ -182,9 +184,10 @@ async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped:
     }
 }
 
-fn router(app: App, guard: Guard) -> Router {
+fn router(app: App, thumbs: Thumbs, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
+        .merge(thumbs::routes(thumbs))
         .merge(lines::routes())
         .merge(pages::routes())
         .fallback(pages::unknown)
