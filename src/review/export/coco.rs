@@ -71,12 +71,16 @@ impl<W: Write + Send> Export for Coco<W> {
         for mark in shape::marks(e, item.heat()?.as_ref()) {
             let b = mark.bounds;
             element(&mut self.annotations, |id| {
-                json!({
+                let mut annotation = json!({
                     "id": id, "image_id": image, "category_id": category, "bbox": [b.x, b.y, b.w, b.h],
                     "area": mark.area(), "iscrowd": 0,
                     "segmentation": { "size": [e.image.height, e.image.width], "counts": mark.rle(e.image) },
-                    "score": mark.score,
-                })
+                });
+                // datumaro refuses a score that is null
+                if let Some(score) = mark.score.filter(|score| score.is_finite()) {
+                    annotation["score"] = json!(score);
+                }
+                annotation
             })
             .failed(cannot)?;
         }
