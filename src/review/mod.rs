@@ -5,8 +5,8 @@
 //!
 //! [`listen`] takes connections and [`tls`] encrypts them; [`guard`] keeps strangers' web pages out, [`peer`] knows where a
 //! request came from and [`accounts`] who asks; [`store`] and [`reports`] keep, [`live`] tells open pages what changed,
-//! [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`problem`] is how the API says no, `show` how
-//! values look.
+//! [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`thumbs`] makes pictures small, [`export`] hands
+//! reviewed anomalies to other tools, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
 //! 1. Without accounts the server answers whoever reaches it only on loopback; on any other address it shows the way to the
@@ -19,6 +19,7 @@
 
 pub mod accounts;
 pub mod api;
+pub mod export;
 pub mod guard;
 pub mod lines;
 pub mod listen;
@@ -30,6 +31,7 @@ pub mod problem;
 pub mod reports;
 mod show;
 pub mod store;
+pub mod thumbs;
 pub mod tls;
 pub mod upload;
 
@@ -52,10 +54,12 @@ use url::Url;
 use crate::error::{Context, Error, Result};
 use accounts::{Accounts, Desk, SqliteAccounts, secret};
 use api::App;
+use export::Exports;
 use guard::Guard;
 use listen::Limits;
 use peer::Proxies;
 use store::SqliteStore;
+use thumbs::Thumbs;
 use tls::{Tls, TlsFiles};
 
 /// How long open requests may go on after a stop, and blocking calls after that.
@@ -148,6 +152,8 @@ impl Server {
         store: SqliteStore,
         accounts: SqliteAccounts,
     ) -> Result<Server> {
+        // what is made from the store and needs the disk
+        let made = thumbs::routes(Thumbs::new(&config.data_dir)).merge(export::routes(Exports::new(&config.data_dir)));
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
@@ -182,7 +188,7 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(Arc::new(store)), desk, guard);
+        let router = router(App::new(Arc::new(store)), made, desk, guard);
         let serve = listen::serve(listener, tls, router, proxies, config.limits, stopped)?;
         let thread = std::thread::Builder::new()
             .name("review".into())
@@ -257,9 +263,10 @@ fn bind(listen: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-fn router(app: App, desk: Desk, guard: Guard) -> Router {
+fn router(app: App, made: Router<App>, desk: Desk, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
+        .merge(made)
         .merge(lines::routes())
         .merge(live_picture::routes())
         .merge(pages::routes())
