@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
+use super::store::sqlite::origin;
 use super::store::{Inserted, nanoseconds};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{LineReport, Verdict};
@@ -124,7 +125,9 @@ pub(in crate::review) fn insert(
         return Ok(Inserted::Existing);
     }
     show(&tx, report, seq, at, now).failed(cannot)?;
-    let added = parts(&tx, run, report).failed(cannot)?;
+    let model = format!("{}@{}", report.model.name, report.model.version);
+    let origin = origin(&tx, &report.line, &model, report.threshold, now).failed(cannot)?;
+    let added = parts(&tx, run, origin, &model, report).failed(cannot)?;
     tx.execute("UPDATE runs SET parts = parts + ?, at = MAX(at, ?) WHERE id = ?", params![added, at, run])
         .failed(cannot)?;
     if let Some(scores) = &report.calibration {
@@ -211,28 +214,29 @@ fn show(db: &Connection, report: &LineReport, seq: i64, at: i64, now: i64) -> ru
 }
 
 /// Keeps the parts that are new; returns how many were.
-fn parts(db: &Connection, run: i64, report: &LineReport) -> rusqlite::Result<i64> {
-    let mut insert =
-        db.prepare_cached("INSERT OR IGNORE INTO parts (run, part, at, score, verdict) VALUES (?, ?, ?, ?, ?)")?;
+fn parts(db: &Connection, run: i64, origin: i64, model: &str, report: &LineReport) -> rusqlite::Result<i64> {
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO parts (run, part, at, score, verdict, origin) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
     let mut minutes: BTreeMap<i64, [i64; 4]> = BTreeMap::new();
     let mut added = 0;
     for row in &report.rows {
         let (Ok(at), Ok(part)) = (nanoseconds(row.at), i64::try_from(row.part)) else {
             continue; // the API has refused such rows
         };
-        let new = insert.execute(params![run, part, at, f64::from(row.score), row.verdict.as_str()])?;
+        let new = insert.execute(params![run, part, at, f64::from(row.score), row.verdict.as_str(), origin])?;
         if new == 1 {
             added += 1;
             minutes.entry(at.div_euclid(MINUTE_NS)).or_default()[place(row.verdict)] += 1;
         }
     }
     let mut count = db.prepare_cached(
-        "INSERT INTO minutes (line, minute, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO minutes (line, minute, model, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET pass = pass + excluded.pass, reject = reject + excluded.reject,
          unsure = unsure + excluded.unsure, missed = missed + excluded.missed",
     )?;
     for (minute, [pass, reject, unsure, missed]) in minutes {
-        count.execute(params![report.line, minute, pass, reject, unsure, missed])?;
+        count.execute(params![report.line, minute, model, pass, reject, unsure, missed])?;
     }
     Ok(added)
 }
@@ -321,7 +325,7 @@ mod tests {
 
     fn database() -> Connection {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(TABLES).unwrap();
+        crate::review::store::schema::migrate(&db, std::path::Path::new(":memory:")).unwrap();
         db
     }
 

@@ -3,9 +3,15 @@
 //!
 //! Thread: every call blocks, so the HTTP side calls a store only inside `spawn_blocking`.
 
+pub mod backup;
+mod insight;
+mod query;
+pub mod retain;
+mod reviews;
 pub mod schema;
 pub mod sqlite;
 pub mod stats;
+mod what_if;
 
 use std::str::FromStr;
 
@@ -16,7 +22,9 @@ use uuid::Uuid;
 use super::reports::LineNow;
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LineReport, Rect, Verdict};
+pub use retain::{Removed, Retention};
 pub use sqlite::SqliteStore;
+use stats::{Insight, Scope, WhatIf};
 
 /// One of the pictures that belong to an anomaly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -322,6 +330,17 @@ pub trait Store: Send + Sync + 'static {
     fn set_defect_types(&self, names: &[String]) -> Result<()>;
     /// Counts of all, by line, verdict and decision, sorted by them.
     fn counts(&self) -> Result<Vec<Count>>;
+    /// The models that a list can be limited to (`name@version`), sorted.
+    fn models(&self) -> Result<Vec<String>>;
+    /// What [`Page::revision`] would be.
+    fn revision(&self) -> Result<i64>;
+    /// What was decided, how often, where and how well.
+    fn insight(&self, scope: &Scope) -> Result<Insight>;
+    /// What another threshold would have done to the parts of a line and model, the one that was heard of last where none is
+    /// given; `None` when nothing is known of it.
+    fn what_if(&self, line: &str, model: Option<&str>, threshold: Option<f64>) -> Result<Option<WhatIf>>;
+    /// Removes a bounded number of anomalies that need not be kept, with their reviews.
+    fn retain(&self, rule: &Retention, now: Timestamp) -> Result<Removed>;
     /// One picture of an anomaly.
     fn object(&self, id: Uuid, name: ObjectName) -> Result<Option<Object>>;
     /// Keeps a line's report; when it returns, the report is on disk. Kind usage: it is not taken.
@@ -345,3 +364,6 @@ pub fn place(event: &Event) -> Option<(f64, f64)> {
 pub fn nanoseconds(time: Timestamp) -> Result<i64> {
     i64::try_from(time.as_nanosecond()).usage(|| format!("time \"{time}\" is out of range"))
 }
+
+#[cfg(test)]
+mod decided_tests;

@@ -160,7 +160,7 @@ pub struct WhatIf {
     /// From the lowest to the highest score. The current threshold is always an edge between two bins, so that sums over bins
     /// are exact there; elsewhere ask with `threshold`.
     pub bins: Vec<Bin>,
-    /// What was decided.
+    /// What the threshold that holds now does to all of them, also to those that were judged by another one.
     pub current: Outcome,
     /// What the asked threshold would have decided; `None` where none was asked for.
     pub proposed: Option<Outcome>,

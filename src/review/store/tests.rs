@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Kind;
 use crate::event::{EVENT_SCHEMA, ImageSize, ModelId, Verdict};
 
-fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
+pub(in crate::review::store) fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     Event {
         schema: EVENT_SCHEMA,
         id,
@@ -31,16 +31,16 @@ fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     }
 }
 
-fn anomaly(event: Event) -> NewAnomaly {
+pub(in crate::review::store) fn anomaly(event: Event) -> NewAnomaly {
     let raw = serde_json::to_string(&event).unwrap();
     NewAnomaly { event, raw, objects: vec![(ObjectName::Frame, vec![1, 2, 3]), (ObjectName::Heatmap, vec![4; 5000])] }
 }
 
-fn nth(n: u128) -> Uuid {
+pub(in crate::review::store) fn nth(n: u128) -> Uuid {
     Uuid::from_u128(0x0193_0000_0000_7000_8000_0000_0000_0000 + n)
 }
 
-fn ids(page: &Page) -> Vec<Uuid> {
+pub(in crate::review::store) fn ids(page: &Page) -> Vec<Uuid> {
     page.items.iter().map(|a| a.event.id).collect()
 }
 
