@@ -5,6 +5,7 @@
 
 pub mod schema;
 pub mod sqlite;
+pub mod stats;
 
 use std::str::FromStr;
 
