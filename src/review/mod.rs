@@ -43,6 +43,7 @@ use tokio::sync::watch;
 use crate::error::{Context, Error, Result};
 use api::App;
 use guard::Guard;
+use live::{Change, Live};
 use store::{SqliteStore, Store};
 use thumbs::Thumbs;
 
@@ -56,7 +57,7 @@ pub const HEADERS: [(header::HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+         base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
@@ -105,11 +106,13 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(store), thumbs, Guard::new(addr));
+        let app = App::new(store);
+        let live = app.live.clone();
+        let router = router(app, thumbs, Guard::new(addr));
         let thread = std::thread::Builder::new()
             .name("review".into())
             .spawn(move || {
-                runtime.block_on(serve_until(listener, router, stopped));
+                runtime.block_on(serve_until(listener, router, live, stopped));
                 runtime.shutdown_timeout(GRACE);
             })
             .failed(cannot)?;
@@ -168,12 +171,19 @@ fn bind(listen: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped: watch::Receiver<bool>) {
+async fn serve_until(listener: tokio::net::TcpListener, router: Router, live: Live, stopped: watch::Receiver<bool>) {
     let asked = |mut stopped: watch::Receiver<bool>| async move {
         // an error means that the server was dropped, which asks for the same
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let serve = axum::serve(listener, router).with_graceful_shutdown(asked(stopped.clone()));
+    let leave = {
+        let asked = asked(stopped.clone());
+        async move {
+            asked.await;
+            live.tell(Change::Stop); // streams would never end by themselves
+        }
+    };
+    let serve = axum::serve(listener, router).with_graceful_shutdown(leave);
     let overdue = async {
         asked(stopped).await;
         tokio::time::sleep(GRACE).await;

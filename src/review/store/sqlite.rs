@@ -17,6 +17,7 @@
 //!    `pages_meet_every_item_once_in_both_directions`.
 //! 5. One process per data directory. Test: `a_second_store_on_the_same_directory_is_refused`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ use super::{
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LineReport};
 use crate::lock::FileLock;
-use crate::review::reports::{self, Keep, LineNow};
+use crate::review::reports::{self, Calibration, Keep, LineNow};
 
 const DATABASE: &str = "review.db";
 const BUSY: Duration = Duration::from_secs(5);
@@ -374,6 +375,14 @@ impl Store for SqliteStore {
 
     fn lines(&self) -> Result<Vec<LineNow>> {
         reports::lines(&lock(&self.reader), Timestamp::now())
+    }
+
+    fn history(&self, minutes: i64, steps: usize) -> Result<BTreeMap<String, Vec<[u64; 4]>>> {
+        reports::history(&lock(&self.reader), Timestamp::now(), minutes, steps)
+    }
+
+    fn calibration(&self, line: &str, model_sha256: &str) -> Result<Option<Calibration>> {
+        reports::calibration(&lock(&self.reader), line, model_sha256)
     }
 }
 
