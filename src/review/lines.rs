@@ -1,4 +1,4 @@
-//! Lines: their reports come in as JSON, their states go out as JSON and as a page.
+//! Lines: their reports come in as JSON, their states go out as JSON.
 //!
 //! Thread: handlers run on the server's thread; store calls go through [`App::run`].
 //!
@@ -21,10 +21,9 @@ use axum::body::{Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{Html, IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use jiff::Timestamp;
-use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -33,9 +32,9 @@ use super::live::Change;
 use super::problem::Problem;
 use super::reports::LineNow;
 use super::store::{Inserted, nanoseconds};
-use super::{pages, show, upload};
+use super::upload;
 use crate::error::Kind;
-use crate::event::{Check, EVENT_SCHEMA, LineReport, LineState, Verdict};
+use crate::event::{EVENT_SCHEMA, LineReport, LineState, Verdict};
 
 /// Path of the collection.
 pub const LINES: &str = "/api/v1/lines";
@@ -54,9 +53,9 @@ const MAX_KEY: usize = 200;
 /// Seconds without a report after which a line is silent: three of its reports are missing.
 pub const SILENT_S: f64 = 35.0;
 
-/// The routes under /api/v1/lines, and the page.
+/// The routes under /api/v1/lines.
 pub fn routes() -> Router<App> {
-    Router::new().route(LINES, get(list)).route("/api/v1/lines/{line}/report", post(receive)).route("/lines", get(page))
+    Router::new().route(LINES, get(list)).route("/api/v1/lines/{line}/report", post(receive))
 }
 
 async fn receive(State(app): State<App>, Path(line): Path<String>, request: Request) -> Result<Response, Problem> {
@@ -228,17 +227,20 @@ struct LineJson {
     report: LineReport,
 }
 
-const VERDICTS: [Verdict; 4] = [Verdict::Pass, Verdict::Reject, Verdict::Unsure, Verdict::Missed];
+/// The order in which parts are counted.
+pub(super) const VERDICTS: [Verdict; 4] = [Verdict::Pass, Verdict::Reject, Verdict::Unsure, Verdict::Missed];
 
 impl LineNow {
     /// When the report was made; when it came, where its clock is ahead of ours.
-    fn last_word(&self) -> Timestamp {
+    pub fn last_word(&self) -> Timestamp {
         self.report.at.min(self.received_at)
     }
-    fn age_s(&self, now: Timestamp) -> f64 {
+    /// Seconds since then.
+    pub fn age_s(&self, now: Timestamp) -> f64 {
         now.duration_since(self.last_word()).as_secs_f64().max(0.0)
     }
-    fn is_silent(&self, now: Timestamp) -> bool {
+    /// Nothing was heard of it for [`SILENT_S`].
+    pub fn is_silent(&self, now: Timestamp) -> bool {
         // a line that was stopped has nothing more to say
         self.report.state != LineState::Stopped && self.age_s(now) > SILENT_S
     }
@@ -259,169 +261,4 @@ async fn list(State(app): State<App>) -> Result<Response, Problem> {
         })
         .collect();
     Ok(Json(serde_json::json!({ "items": items })).into_response())
-}
-
-async fn page(State(app): State<App>) -> Response {
-    match app.run(|store| store.lines()).await {
-        Ok(lines) => Html(lines_page(&lines, Timestamp::now()).into_string()).into_response(),
-        Err(problem) => pages::refusal(&problem),
-    }
-}
-
-/// The word on a line's badge.
-fn state(line: &LineNow, now: Timestamp) -> &'static str {
-    if line.is_silent(now) { "silent" } else { line.report.state.as_str() }
-}
-
-fn alerts(report: &LineReport) -> impl Iterator<Item = (&str, &String, &Check)> {
-    let health = report.health.iter().map(|(name, c)| ("camera", name, c));
-    health.chain(report.drift.iter().map(|(name, c)| ("scores", name, c))).filter(|(_, _, c)| c.alert)
-}
-
-fn lines_page(lines: &[LineNow], now: Timestamp) -> Markup {
-    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
-    for line in lines {
-        *states.entry(state(line, now)).or_default() += 1;
-    }
-    let order = LineState::ALL.iter().map(|s| s.as_str()).chain(["silent"]);
-    let body = html! {
-        main #lines {
-            div .summary {
-                h1 { "Lines" }
-                @for name in order {
-                    @if let Some(n) = states.get(name) { span .state .(name) { (n) " " (name) } }
-                }
-                @let alarmed = lines.iter().filter(|l| alerts(&l.report).next().is_some()).count();
-                @if alarmed > 0 { span .state .alarmed { (alarmed) " with alerts" } }
-            }
-            @if lines.is_empty() {
-                div .empty {
-                    h2 { "No line has reported yet" }
-                    p { "Lines that run with a review endpoint report here every ten seconds." }
-                }
-            } @else {
-                div .lines { @for line in lines { (card(line, now)) } }
-            }
-        }
-    };
-    // without JavaScript the browser loads the page again by itself
-    let refresh = html! { noscript { meta http-equiv="refresh" content="10"; } };
-    pages::layout_with("Lines", pages::Here::Lines, refresh, Some(html! { span #live .live hidden { "live" } }), body)
-}
-
-fn card(line: &LineNow, now: Timestamp) -> Markup {
-    let (r, c) = (&line.report, &line.report.counters);
-    let (state, silent) = (state(line, now), line.is_silent(now));
-    let counts = [c.passed, c.rejected, c.unsure, c.missed];
-    html! {
-        article .line .(state) {
-            header {
-                div { h2 { (r.line) } span { (r.site) } }
-                span .state .(state) { (state) }
-            }
-            @if silent {
-                @let since = line.last_word();
-                p .why {
-                    "No word since " (show::time_of_day(since, now)) " ("
-                    time datetime=(since) title=(show::time(since)) data-age { (show::age(now, since)) }
-                    "). Its last report: " (r.state.as_str()) "."
-                }
-            }
-            @if let Some(reason) = &r.reason { p .why { (reason) } }
-            dl .figures {
-                (figure("Last frame", &last_frame(line, now, silent)))
-                (figure("Frames/s", &if silent { "–".to_owned() } else { format!("{:.1}", r.fps) }))
-                (figure("Parts", &grouped(c.parts)))
-                (figure("Not passed", &rate(counts)))
-                (figure("Last hour", &rate(line.recent)))
-                (figure("In spool", &if r.spool.set_aside > 0 {
-                    format!("{} ({} refused)", r.spool.waiting, r.spool.set_aside)
-                } else {
-                    r.spool.waiting.to_string()
-                }))
-            }
-            (share(counts))
-            @if alerts(r).next().is_some() {
-                ul .alerts {
-                    @for (kind, name, check) in alerts(r) {
-                        li { b { (name) } span { (kind) } (check.says.clone().unwrap_or_else(|| format!("{:.3}, usual {:.3}", check.value, check.usual))) }
-                    }
-                }
-            }
-            p .small {
-                @if !c.dropped.is_empty() {
-                    "Frames dropped: "
-                    @for (i, (reason, n)) in c.dropped.iter().enumerate() { @if i > 0 { ", " } (grouped(*n)) " " (reason) }
-                    " · "
-                }
-                @if c.late > 0 { (grouped(c.late)) " late · " }
-                @if c.reconnects > 0 { (grouped(c.reconnects)) " reconnects · " }
-                (r.model.name) " " (r.model.version) ", threshold " (show::number(r.threshold))
-            }
-            p .links { a href=(pages::line_link(&r.line)) { "Anomalies of this line" } }
-        }
-    }
-}
-
-fn figure(name: &str, value: &str) -> Markup {
-    html! { div { dt { (name) } dd { (value) } } }
-}
-
-fn last_frame(line: &LineNow, now: Timestamp, silent: bool) -> String {
-    let Some(age) = line.report.last_frame_age_s else { return "none yet".into() };
-    let age = if silent || line.report.state != LineState::Live { age + line.age_s(now) } else { age };
-    duration(age)
-}
-
-/// Seconds in words.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.1 => "< 0.1 s".into(),
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
-        s => format!("{:.0} days", s / 86_400.0),
-    }
-}
-
-/// What did not pass, in percent of all.
-fn rate([pass, reject, unsure, missed]: [u64; 4]) -> String {
-    let (bad, all) = ((reject + unsure + missed) as f64, (pass + reject + unsure + missed) as f64);
-    if all == 0.0 { "–".into() } else { format!("{:.2} %", 100.0 * bad / all) }
-}
-
-/// A number with its thousands apart.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{202f}');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// The verdicts as one bar, and in words.
-fn share(counts: [u64; 4]) -> Markup {
-    let all = counts.iter().sum::<u64>().max(1) as f64;
-    let mut at = 0.0;
-    let bars: Vec<(&str, f64, f64)> = VERDICTS
-        .iter()
-        .zip(counts)
-        .map(|(v, n)| {
-            let (start, width) = (at, n as f64 / all * 100.0);
-            at += width;
-            (v.as_str(), start, width)
-        })
-        .collect();
-    html! {
-        svg .verdicts viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
-            rect .track width="100" height="8" {}
-            @for (name, start, width) in bars { rect .(name) x=(format!("{start:.2}")) width=(format!("{width:.2}")) height="8" {} }
-        }
-        ul .verdicts { @for (v, n) in VERDICTS.iter().zip(counts) { li .(v.as_str()) { b { (grouped(n)) } " " (v.as_str()) } } }
-    }
 }

@@ -3,7 +3,7 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
+//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`thumbs`] makes pictures small, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
 //! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ pub mod problem;
 pub mod reports;
 mod show;
 pub mod store;
+pub mod thumbs;
 pub mod upload;
 
 use std::io::ErrorKind;
@@ -42,7 +43,9 @@ use tokio::sync::watch;
 use crate::error::{Context, Error, Result};
 use api::App;
 use guard::Guard;
+use live::{Change, Live};
 use store::{SqliteStore, Store};
+use thumbs::Thumbs;
 
 /// How long open requests may go on after a stop, and blocking calls after that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -54,7 +57,7 @@ pub const HEADERS: [(header::HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+         base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
@@ -85,10 +88,10 @@ impl Server {
     pub fn start(config: Config) -> Result<Server> {
         let listener = bind(config.listen)?;
         let store = SqliteStore::open(&config.data_dir)?;
-        Self::serve(listener, Arc::new(store))
+        Self::serve(listener, Arc::new(store), Thumbs::new(&config.data_dir))
     }
 
-    fn serve(listener: TcpListener, store: Arc<dyn Store>) -> Result<Server> {
+    fn serve(listener: TcpListener, store: Arc<dyn Store>, thumbs: Thumbs) -> Result<Server> {
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
@@ -103,11 +106,13 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(store), Guard::new(addr));
+        let app = App::new(store);
+        let live = app.live.clone();
+        let router = router(app, thumbs, Guard::new(addr));
         let thread = std::thread::Builder::new()
             .name("review".into())
             .spawn(move || {
-                runtime.block_on(serve_until(listener, router, stopped));
+                runtime.block_on(serve_until(listener, router, live, stopped));
                 runtime.shutdown_timeout(GRACE);
             })
             .failed(cannot)?;
@@ -166,12 +171,19 @@ fn bind(listen: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped: watch::Receiver<bool>) {
+async fn serve_until(listener: tokio::net::TcpListener, router: Router, live: Live, stopped: watch::Receiver<bool>) {
     let asked = |mut stopped: watch::Receiver<bool>| async move {
         // an error means that the server was dropped, which asks for the same
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let serve = axum::serve(listener, router).with_graceful_shutdown(asked(stopped.clone()));
+    let leave = {
+        let asked = asked(stopped.clone());
+        async move {
+            asked.await;
+            live.tell(Change::Stop); // streams would never end by themselves
+        }
+    };
+    let serve = axum::serve(listener, router).with_graceful_shutdown(leave);
     let overdue = async {
         asked(stopped).await;
         tokio::time::sleep(GRACE).await;
@@ -182,9 +194,10 @@ async fn serve_until(listener: tokio::net::TcpListener, router: Router, stopped:
     }
 }
 
-fn router(app: App, guard: Guard) -> Router {
+fn router(app: App, thumbs: Thumbs, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
+        .merge(thumbs::routes(thumbs))
         .merge(lines::routes())
         .merge(pages::routes())
         .fallback(pages::unknown)

@@ -317,6 +317,60 @@ pub(in crate::review) fn lines(db: &Connection, now: Timestamp) -> Result<Vec<Li
     Ok(found)
 }
 
+/// Scores that a model was calibrated with on a line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// At the time of its first report.
+    pub threshold: f32,
+    /// Of held-out good parts, sorted.
+    pub scores: Vec<f32>,
+}
+
+/// What a line has told of a model, by the checksum of its package.
+pub(in crate::review) fn calibration(db: &Connection, line: &str, sha256: &str) -> Result<Option<Calibration>> {
+    let cannot = || format!("cannot read the calibration of line \"{line}\"");
+    let found = db
+        .prepare_cached("SELECT threshold, scores FROM calibrations WHERE line = ? AND model = ?")
+        .failed(cannot)?
+        .query_row([line, sha256], |r| Ok((r.get::<_, f64>(0)?, r.get::<_, String>(1)?)))
+        .optional()
+        .failed(cannot)?;
+    let Some((threshold, scores)) = found else { return Ok(None) };
+    let mut scores: Vec<f32> = serde_json::from_str(&scores).failed(cannot)?;
+    scores.sort_by(f32::total_cmp); // whatever the sender did
+    Ok(Some(Calibration { threshold: threshold as f32, scores }))
+}
+
+/// Parts of each line by verdict (pass, reject, unsure, missed) in `steps` steps of `minutes`, the last one ending now.
+pub(in crate::review) fn history(
+    db: &Connection,
+    now: Timestamp,
+    minutes: i64,
+    steps: usize,
+) -> Result<BTreeMap<String, Vec<[u64; 4]>>> {
+    let cannot = || "cannot read the history of the lines";
+    let minutes = minutes.max(1);
+    let span = minutes * i64::try_from(steps).unwrap_or(i64::MAX / MINUTE_NS);
+    let from = nanoseconds(now)?.div_euclid(MINUTE_NS) + 1 - span;
+    let mut statement = db
+        .prepare_cached(
+            "SELECT line, (minute - ?1) / ?2, SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM minutes
+             WHERE minute >= ?1 AND minute < ?1 + ?3 GROUP BY 1, 2",
+        )
+        .failed(cannot)?;
+    let mut rows = statement.query([from, minutes, span]).failed(cannot)?;
+    let mut found: BTreeMap<String, Vec<[u64; 4]>> = BTreeMap::new();
+    while let Some(row) = rows.next().failed(cannot)? {
+        let (line, step): (String, i64) = (row.get(0).failed(cannot)?, row.get(1).failed(cannot)?);
+        let series = found.entry(line).or_insert_with(|| vec![[0; 4]; steps]);
+        let Some(counts) = usize::try_from(step).ok().and_then(|step| series.get_mut(step)) else { continue };
+        for (i, n) in counts.iter_mut().enumerate() {
+            *n = row.get::<_, i64>(2 + i).failed(cannot)?.unsigned_abs();
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,6 +444,28 @@ mod tests {
         assert_eq!(shown(1, 6, 55, 61), (2, 0), "the old run's last one comes late");
         assert_eq!(shown(2, 1, 10_000, 70), (2, 1), "a clock an hour ahead");
         assert_eq!(shown(3, 0, 80, 80), (3, 0), "set right");
+    }
+
+    #[test]
+    fn the_history_ends_now() {
+        let mut db = database();
+        insert(&mut db, &report(1, 0, 0, 0..3), time(0), Keep::default()).unwrap();
+        insert(&mut db, &report(1, 1, 600, 3..5), time(600), Keep::default()).unwrap();
+        // steps of five minutes: the first report is in the first one, ten minutes later comes the last
+        let series = &history(&db, time(600), 5, 3).unwrap()["a"];
+        assert_eq!(*series, [[3, 0, 0, 0], [0; 4], [2, 0, 0, 0]]);
+        assert!(history(&db, time(7200), 5, 3).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_calibration_is_kept_for_line_and_model() {
+        let mut db = database();
+        let with = LineReport { calibration: Some(vec![0.5, 0.25]), ..report(1, 0, 0, 0..0) };
+        insert(&mut db, &with, time(0), Keep::default()).unwrap();
+        let found = calibration(&db, "a", "ab").unwrap();
+        assert_eq!(found, Some(Calibration { threshold: 1.0, scores: vec![0.25, 0.5] }));
+        assert_eq!(calibration(&db, "a", "cd").unwrap(), None);
+        assert_eq!(calibration(&db, "b", "ab").unwrap(), None);
     }
 
     #[test]

@@ -32,12 +32,33 @@ pub fn routes() -> Router<App> {
 
 /// A decision as it is posted.
 #[derive(Debug, Deserialize)]
-struct ReviewBody {
-    decision: Decision,
+pub(in crate::review) struct ReviewBody {
+    pub decision: Decision,
     #[serde(default)]
-    defect_type: Option<String>,
+    pub defect_type: Option<String>,
     #[serde(default)]
-    comment: Option<String>,
+    pub comment: Option<String>,
+}
+
+impl ReviewBody {
+    /// Checks it; the API and the forms of the pages take the same.
+    pub fn check(self, reviewer: String) -> Result<NewReview, Problem> {
+        let ReviewBody { decision, defect_type, comment } = self;
+        let text = |name: &str, text: Option<String>, most: usize| {
+            let text = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+            match text {
+                Some(text) if text.chars().count() > most => {
+                    Err(Problem::unprocessable(format!("{name} has more than {most} characters")))
+                }
+                text => Ok(text),
+            }
+        };
+        let defect_type = text("defect_type", defect_type, MAX_DEFECT_TYPE)?;
+        if defect_type.is_some() && decision != Decision::Defect {
+            return Err(Problem::unprocessable("only a decision \"defect\" has a defect_type"));
+        }
+        Ok(NewReview { reviewer, decision, defect_type, comment: text("comment", comment, MAX_COMMENT)? })
+    }
 }
 
 fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Problem> {
@@ -56,21 +77,7 @@ async fn review(
 ) -> Result<Response, Problem> {
     who.must(Role::Reviewer)?;
     let id = parse_id(&id)?;
-    let ReviewBody { decision, defect_type, comment } = body(sent)?;
-    let text = |name: &str, text: Option<String>, most: usize| {
-        let text = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
-        match text {
-            Some(text) if text.chars().count() > most => {
-                Err(Problem::unprocessable(format!("{name} has more than {most} characters")))
-            }
-            text => Ok(text),
-        }
-    };
-    let defect_type = text("defect_type", defect_type, MAX_DEFECT_TYPE)?;
-    if defect_type.is_some() && decision != Decision::Defect {
-        return Err(Problem::unprocessable("only a decision \"defect\" has a defect_type"));
-    }
-    let new = NewReview { reviewer: who.name, decision, defect_type, comment: text("comment", comment, MAX_COMMENT)? };
+    let new = body(sent)?.check(who.name)?;
     let done = app.run(move |store| store.review(id, &new)).await?.ok_or_else(|| no_anomaly(id))?;
     app.live.tell(Change::Review { id });
     Ok((StatusCode::CREATED, Json(done)).into_response())

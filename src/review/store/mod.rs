@@ -13,13 +13,14 @@ pub mod sqlite;
 pub mod stats;
 mod what_if;
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::reports::LineNow;
+use super::reports::{Calibration, LineNow};
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LineReport, Rect, Verdict};
 pub use retain::{Removed, Retention};
@@ -347,6 +348,10 @@ pub trait Store: Send + Sync + 'static {
     fn insert_report(&self, report: &LineReport) -> Result<Inserted>;
     /// Every line that has ever reported, by name.
     fn lines(&self) -> Result<Vec<LineNow>>;
+    /// Parts of each line by verdict (pass, reject, unsure, missed) in `steps` steps of `minutes`, the last one ending now.
+    fn history(&self, minutes: i64, steps: usize) -> Result<BTreeMap<String, Vec<[u64; 4]>>>;
+    /// The scores that a model, by the checksum of its package, was calibrated with on a line.
+    fn calibration(&self, line: &str, model_sha256: &str) -> Result<Option<Calibration>>;
 }
 
 /// Where the strongest region of an anomaly lies: its centre in the judged box (in the picture where there is none), 0..1.

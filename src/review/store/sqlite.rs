@@ -18,6 +18,7 @@
 //! 5. One process per data directory. Test: `a_second_store_on_the_same_directory_is_refused`.
 //! 6. Tallies are what counting would give. Test: `tallies_stay_true`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ use super::{
 use crate::error::{Context, Error, Result};
 use crate::event::LineReport;
 use crate::lock::FileLock;
-use crate::review::reports::{self, Keep, LineNow};
+use crate::review::reports::{self, Calibration, Keep, LineNow};
 
 pub(super) const DATABASE: &str = "review.db";
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -264,6 +265,14 @@ impl Store for SqliteStore {
 
     fn lines(&self) -> Result<Vec<LineNow>> {
         self.read(|db| reports::lines(db, Timestamp::now()))
+    }
+
+    fn history(&self, minutes: i64, steps: usize) -> Result<BTreeMap<String, Vec<[u64; 4]>>> {
+        reports::history(&lock(&self.reader), Timestamp::now(), minutes, steps)
+    }
+
+    fn calibration(&self, line: &str, model_sha256: &str) -> Result<Option<Calibration>> {
+        reports::calibration(&lock(&self.reader), line, model_sha256)
     }
 }
 
