@@ -290,7 +290,8 @@ impl Item<'_> {
     fn facts(&self) -> Markup {
         let anomaly = &self.found.anomaly;
         let event = &anomaly.event;
-        let fact = |name: &str, value: &dyn std::fmt::Display| html! { div { dt { (name) } dd { (value.to_string()) } } };
+        let fact =
+            |name: &str, value: &dyn std::fmt::Display| html! { div { dt { (name) } dd { (value.to_string()) } } };
         // a value that leads to all that has it
         let all = |name: &str, value: &str, filter: Filter| {
             html! { div { dt { (name) } dd { a href=(View::of(filter).link("/")) { (value) } } } }
