@@ -6,6 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::review::accounts::store::Outcome;
 use crate::review::accounts::{Accounts, Actor, Role, Scope, admin, secret};
 use crate::review::listen::Limits;
+use crate::review::store::Retention;
 use crate::review::tls::TlsFiles;
 use crate::review::{Config, Server, open_accounts};
 use ipnet::IpNet;
@@ -45,6 +46,8 @@ pub struct Arguments {
     /// Uploads a second that one sender may make in the long run; four times as many at once.
     #[arg(long, value_name = "N", default_value_t = Limits::default().upload_rate)]
     max_upload_rate: NonZeroU32,
+    #[command(flatten)]
+    retention: Retention,
 }
 
 #[derive(clap::Subcommand)]
@@ -168,6 +171,7 @@ fn serve(a: Arguments) -> Result<()> {
         public_urls: a.public_url,
         accounts: a.accounts,
         limits: Limits { upload_rate: a.max_upload_rate, upload_burst, ..Limits::default() },
+        retention: a.retention,
         ..Config::new(data, a.listen)
     };
     let server = Server::start(config)?;

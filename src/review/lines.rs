@@ -1,4 +1,4 @@
-//! Lines: their reports come in as JSON, their states go out as JSON and as a page.
+//! Lines: their reports come in as JSON, their states go out as JSON.
 //!
 //! Thread: handlers run on the server's thread; store calls go through [`App::run`].
 //!
@@ -16,26 +16,28 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 
-use axum::Router;
 use axum::body::{Bytes, HttpBody};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{Html, IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::response::{IntoResponse, Json, Response};
 use jiff::Timestamp;
-use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::accounts::{Role, Who};
 use super::api::App;
+use super::api::answer::Segments;
 use super::live::Change;
 use super::problem::Problem;
 use super::reports::LineNow;
 use super::store::{Inserted, nanoseconds};
-use super::{pages, show, upload};
+use super::upload;
 use crate::error::Kind;
-use crate::event::{Check, EVENT_SCHEMA, LineReport, LineState, Verdict};
+use crate::event::{EVENT_SCHEMA, LineReport, LineState, Verdict};
 
 /// Path of the collection.
 pub const LINES: &str = "/api/v1/lines";
@@ -54,12 +56,45 @@ const MAX_KEY: usize = 200;
 /// Seconds without a report after which a line is silent: three of its reports are missing.
 pub const SILENT_S: f64 = 35.0;
 
-/// The routes under /api/v1/lines, and the page.
-pub fn routes() -> Router<App> {
-    Router::new().route(LINES, get(list)).route("/api/v1/lines/{line}/report", post(receive)).route("/lines", get(page))
+/// The routes under /api/v1/lines.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(receive))
 }
 
-async fn receive(State(app): State<App>, Path(line): Path<String>, request: Request) -> Result<Response, Problem> {
+/// What was reported.
+#[derive(Serialize, ToSchema)]
+struct Told {
+    run: uuid::Uuid,
+    seq: u64,
+}
+
+/// Deliver a line's report
+///
+/// Durable and idempotent by line, run and seq: the answer comes when it is on disk, and a repeat changes nothing.
+#[utoipa::path(
+    post,
+    path = "/api/v1/lines/{line}/report",
+    tag = "lines",
+    params(
+        ("line" = String, Path, description = "The line's name, as the report has it", min_length = 1, max_length = 200),
+        ("idempotency-key" = String, Header, description = "The same for each repeat", min_length = 1, max_length = 200),
+    ),
+    request_body = LineReport,
+    responses(
+        (status = 200, description = "It was there before", body = Told),
+        (status = 201, description = "It is new and on disk", body = Told),
+        (status = 400, description = "It cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "It took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "More than this server takes", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Another media type", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "It is not a report of this line", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn receive(
+    State(app): State<App>,
+    Segments(line): Segments<String>,
+    request: Request,
+) -> Result<Response, Problem> {
     if let Err(problem) = preconditions(request.headers()) {
         upload::read_over(request).await;
         return Err(problem);
@@ -89,7 +124,7 @@ async fn receive(State(app): State<App>, Path(line): Path<String>, request: Requ
         app.live.tell(Change::Line { line });
     }
     let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(serde_json::json!({ "run": run, "seq": seq }))).into_response())
+    Ok((status, Json(Told { run, seq })).into_response())
 }
 
 /// What can be refused before the body is read.
@@ -214,8 +249,15 @@ fn numbers(r: &LineReport) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Every line that has reported.
+#[derive(Serialize, ToSchema)]
+struct Lines {
+    items: Vec<LineJson>,
+}
+
 /// A line as the API gives it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Line)]
 struct LineJson {
     line: String,
     /// Nothing was heard of it for [`SILENT_S`].
@@ -224,27 +266,39 @@ struct LineJson {
     age_s: f64,
     received_at: Timestamp,
     /// Parts of the last hour, by verdict.
+    #[schema(value_type = BTreeMap<String, u64>)]
     last_hour: BTreeMap<&'static str, u64>,
     report: LineReport,
 }
 
-const VERDICTS: [Verdict; 4] = [Verdict::Pass, Verdict::Reject, Verdict::Unsure, Verdict::Missed];
+/// The order in which parts are counted.
+pub(super) const VERDICTS: [Verdict; 4] = [Verdict::Pass, Verdict::Reject, Verdict::Unsure, Verdict::Missed];
 
 impl LineNow {
     /// When the report was made; when it came, where its clock is ahead of ours.
-    fn last_word(&self) -> Timestamp {
+    pub fn last_word(&self) -> Timestamp {
         self.report.at.min(self.received_at)
     }
-    fn age_s(&self, now: Timestamp) -> f64 {
+    /// Seconds since then.
+    pub fn age_s(&self, now: Timestamp) -> f64 {
         now.duration_since(self.last_word()).as_secs_f64().max(0.0)
     }
-    fn is_silent(&self, now: Timestamp) -> bool {
+    /// Nothing was heard of it for [`SILENT_S`].
+    pub fn is_silent(&self, now: Timestamp) -> bool {
         // a line that was stopped has nothing more to say
         self.report.state != LineState::Stopped && self.age_s(now) > SILENT_S
     }
 }
 
-async fn list(State(app): State<App>) -> Result<Response, Problem> {
+/// Every line with its last report
+#[utoipa::path(
+    get,
+    path = "/api/v1/lines",
+    tag = "lines",
+    responses((status = 200, description = "By name", body = Lines))
+)]
+async fn list(State(app): State<App>, who: Who) -> Result<Response, Problem> {
+    who.must(Role::Viewer)?;
     let lines = app.run(|store| store.lines()).await?;
     let now = Timestamp::now();
     let items: Vec<LineJson> = lines
@@ -258,170 +312,5 @@ async fn list(State(app): State<App>) -> Result<Response, Problem> {
             report: l.report,
         })
         .collect();
-    Ok(Json(serde_json::json!({ "items": items })).into_response())
-}
-
-async fn page(State(app): State<App>) -> Response {
-    match app.run(|store| store.lines()).await {
-        Ok(lines) => Html(lines_page(&lines, Timestamp::now()).into_string()).into_response(),
-        Err(problem) => pages::refusal(&problem),
-    }
-}
-
-/// The word on a line's badge.
-fn state(line: &LineNow, now: Timestamp) -> &'static str {
-    if line.is_silent(now) { "silent" } else { line.report.state.as_str() }
-}
-
-fn alerts(report: &LineReport) -> impl Iterator<Item = (&str, &String, &Check)> {
-    let health = report.health.iter().map(|(name, c)| ("camera", name, c));
-    health.chain(report.drift.iter().map(|(name, c)| ("scores", name, c))).filter(|(_, _, c)| c.alert)
-}
-
-fn lines_page(lines: &[LineNow], now: Timestamp) -> Markup {
-    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
-    for line in lines {
-        *states.entry(state(line, now)).or_default() += 1;
-    }
-    let order = LineState::ALL.iter().map(|s| s.as_str()).chain(["silent"]);
-    let body = html! {
-        main #lines {
-            div .summary {
-                h1 { "Lines" }
-                @for name in order {
-                    @if let Some(n) = states.get(name) { span .state .(name) { (n) " " (name) } }
-                }
-                @let alarmed = lines.iter().filter(|l| alerts(&l.report).next().is_some()).count();
-                @if alarmed > 0 { span .state .alarmed { (alarmed) " with alerts" } }
-            }
-            @if lines.is_empty() {
-                div .empty {
-                    h2 { "No line has reported yet" }
-                    p { "Lines that run with a review endpoint report here every ten seconds." }
-                }
-            } @else {
-                div .lines { @for line in lines { (card(line, now)) } }
-            }
-        }
-    };
-    // without JavaScript the browser loads the page again by itself
-    let refresh = html! { noscript { meta http-equiv="refresh" content="10"; } };
-    pages::layout_with("Lines", pages::Here::Lines, refresh, Some(html! { span #live .live hidden { "live" } }), body)
-}
-
-fn card(line: &LineNow, now: Timestamp) -> Markup {
-    let (r, c) = (&line.report, &line.report.counters);
-    let (state, silent) = (state(line, now), line.is_silent(now));
-    let counts = [c.passed, c.rejected, c.unsure, c.missed];
-    html! {
-        article .line .(state) {
-            header {
-                div { h2 { (r.line) } span { (r.site) } }
-                span .state .(state) { (state) }
-            }
-            @if silent {
-                @let since = line.last_word();
-                p .why {
-                    "No word since " (show::time_of_day(since, now)) " ("
-                    time datetime=(since) title=(show::time(since)) data-age { (show::age(now, since)) }
-                    "). Its last report: " (r.state.as_str()) "."
-                }
-            }
-            @if let Some(reason) = &r.reason { p .why { (reason) } }
-            dl .figures {
-                (figure("Last frame", &last_frame(line, now, silent)))
-                (figure("Frames/s", &if silent { "–".to_owned() } else { format!("{:.1}", r.fps) }))
-                (figure("Parts", &grouped(c.parts)))
-                (figure("Not passed", &rate(counts)))
-                (figure("Last hour", &rate(line.recent)))
-                (figure("In spool", &if r.spool.set_aside > 0 {
-                    format!("{} ({} refused)", r.spool.waiting, r.spool.set_aside)
-                } else {
-                    r.spool.waiting.to_string()
-                }))
-            }
-            (share(counts))
-            @if alerts(r).next().is_some() {
-                ul .alerts {
-                    @for (kind, name, check) in alerts(r) {
-                        li { b { (name) } span { (kind) } (check.says.clone().unwrap_or_else(|| format!("{:.3}, usual {:.3}", check.value, check.usual))) }
-                    }
-                }
-            }
-            p .small {
-                @if !c.dropped.is_empty() {
-                    "Frames dropped: "
-                    @for (i, (reason, n)) in c.dropped.iter().enumerate() { @if i > 0 { ", " } (grouped(*n)) " " (reason) }
-                    " · "
-                }
-                @if c.late > 0 { (grouped(c.late)) " late · " }
-                @if c.reconnects > 0 { (grouped(c.reconnects)) " reconnects · " }
-                (r.model.name) " " (r.model.version) ", threshold " (show::number(r.threshold))
-            }
-            p .links { a href=(pages::line_link(&r.line)) { "Anomalies of this line" } }
-        }
-    }
-}
-
-fn figure(name: &str, value: &str) -> Markup {
-    html! { div { dt { (name) } dd { (value) } } }
-}
-
-fn last_frame(line: &LineNow, now: Timestamp, silent: bool) -> String {
-    let Some(age) = line.report.last_frame_age_s else { return "none yet".into() };
-    let age = if silent || line.report.state != LineState::Live { age + line.age_s(now) } else { age };
-    duration(age)
-}
-
-/// Seconds in words.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.1 => "< 0.1 s".into(),
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
-        s => format!("{:.0} days", s / 86_400.0),
-    }
-}
-
-/// What did not pass, in percent of all.
-fn rate([pass, reject, unsure, missed]: [u64; 4]) -> String {
-    let (bad, all) = ((reject + unsure + missed) as f64, (pass + reject + unsure + missed) as f64);
-    if all == 0.0 { "–".into() } else { format!("{:.2} %", 100.0 * bad / all) }
-}
-
-/// A number with its thousands apart.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{202f}');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// The verdicts as one bar, and in words.
-fn share(counts: [u64; 4]) -> Markup {
-    let all = counts.iter().sum::<u64>().max(1) as f64;
-    let mut at = 0.0;
-    let bars: Vec<(&str, f64, f64)> = VERDICTS
-        .iter()
-        .zip(counts)
-        .map(|(v, n)| {
-            let (start, width) = (at, n as f64 / all * 100.0);
-            at += width;
-            (v.as_str(), start, width)
-        })
-        .collect();
-    html! {
-        svg .verdicts viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
-            rect .track width="100" height="8" {}
-            @for (name, start, width) in bars { rect .(name) x=(format!("{start:.2}")) width=(format!("{width:.2}")) height="8" {} }
-        }
-        ul .verdicts { @for (v, n) in VERDICTS.iter().zip(counts) { li .(v.as_str()) { b { (grouped(n)) } " " (v.as_str()) } } }
-    }
+    Ok(Json(Lines { items }).into_response())
 }

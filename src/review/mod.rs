@@ -49,6 +49,8 @@ use axum::response::Response;
 use axum::{Extension, Router};
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate, SizeAbove};
 use url::Url;
 
 use crate::error::{Context, Error, Result};
@@ -57,8 +59,10 @@ use api::App;
 use export::Exports;
 use guard::Guard;
 use listen::Limits;
+use live::{Change, Live};
 use peer::Proxies;
-use store::SqliteStore;
+use store::retain::Keeper;
+use store::{Retention, SqliteStore, Store};
 use thumbs::Thumbs;
 use tls::{Tls, TlsFiles};
 
@@ -99,6 +103,8 @@ pub struct Config {
     pub accounts: bool,
     /// What one client may take.
     pub limits: Limits,
+    /// How long anomalies are kept.
+    pub retention: Retention,
 }
 
 impl Config {
@@ -112,6 +118,7 @@ impl Config {
             public_urls: Vec::new(),
             accounts: false,
             limits: Limits::default(),
+            retention: Retention::default(),
         }
     }
 
@@ -131,8 +138,11 @@ pub struct Server {
     addr: SocketAddr,
     url: String,
     welcome: Option<String>,
+    live: Live,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
+    /// Removes what need not be kept.
+    _keeper: Option<Keeper>,
 }
 
 impl Server {
@@ -142,16 +152,20 @@ impl Server {
         let listener = bind(config.listen)?;
         let store = SqliteStore::open(&config.data_dir)?;
         let accounts = SqliteAccounts::open(&config.data_dir)?;
-        Self::serve(&config, listener, tls, store, accounts)
+        Self::serve(&config, listener, tls, Arc::new(store), accounts)
     }
 
     fn serve(
         config: &Config,
         listener: TcpListener,
         tls: Option<Tls>,
-        store: SqliteStore,
+        store: Arc<dyn Store>,
         accounts: SqliteAccounts,
     ) -> Result<Server> {
+        let keeper = match config.retention.keeps_all() {
+            true => None,
+            false => Some(Keeper::start(store.clone(), config.retention)?),
+        };
         // what is made from the store and needs the disk
         let made = thumbs::routes(Thumbs::new(&config.data_dir)).merge(export::routes(Exports::new(&config.data_dir)));
         let cannot = || "cannot start the review server";
@@ -188,7 +202,9 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).failed(cannot)?
         };
         let (stop, stopped) = watch::channel(false);
-        let router = router(App::new(Arc::new(store)), made, desk, guard);
+        let app = App::new(store);
+        let live = app.live.clone();
+        let router = router(app, made, desk, guard);
         let serve = listen::serve(listener, tls, router, proxies, config.limits, stopped)?;
         let thread = std::thread::Builder::new()
             .name("review".into())
@@ -197,7 +213,7 @@ impl Server {
                 runtime.shutdown_timeout(GRACE);
             })
             .failed(cannot)?;
-        Ok(Server { addr, url, welcome, stop, thread: Some(thread) })
+        Ok(Server { addr, url, welcome, live, stop, thread: Some(thread), _keeper: keeper })
     }
 
     /// Where it listens.
@@ -222,6 +238,7 @@ impl Server {
 
     fn shut_down(&mut self) {
         self.stop.send_replace(true);
+        self.live.tell(Change::Stop); // streams would never end by themselves
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -267,17 +284,22 @@ fn router(app: App, made: Router<App>, desk: Desk, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
         .merge(made)
-        .merge(lines::routes())
         .merge(live_picture::routes())
         .merge(pages::routes())
         .merge(accounts::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)
         .with_state(app)
+        .layer(CompressionLayer::new().compress_when(worth_compressing()))
         .layer(Extension(desk.clone()))
         .layer(middleware::from_fn_with_state(desk, accounts::gate::gate))
         .layer(middleware::from_fn_with_state(Arc::new(guard), guard::guard))
         .layer(middleware::from_fn(add_headers))
+}
+
+/// Text that is not tiny; pictures are compressed as they are, and a stream must come as it is told.
+fn worth_compressing() -> impl Predicate {
+    DefaultPredicate::new().and(SizeAbove::new(1024)).and(NotForContentType::const_new("application/zip"))
 }
 
 async fn add_headers(request: Request, next: Next) -> Response {
@@ -350,6 +372,25 @@ mod tests {
         assert_eq!(error.kind(), Kind::Missing);
         assert!(error.to_string().starts_with(&format!("cannot listen on \"{listen}\": ")), "{error}");
         assert!(error.hint_text().unwrap().starts_with("another program listens there"));
+    }
+
+    #[test]
+    fn the_rule_is_applied_while_serving() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        let old = "2020-01-01T00:00:00Z".parse().unwrap();
+        store::sqlite::tests::received(&store, 1, old);
+        drop(store);
+        let retention = Retention { unreviewed_days: Some(30), ..Retention::default() };
+        let server = Server::start(Config { retention, ..config(dir.path(), "127.0.0.1:0") }).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let left = || -> usize {
+            let list = reqwest::blocking::get(server.url() + "/api/v1/anomalies").unwrap();
+            list.json::<serde_json::Value>().unwrap()["items"].as_array().unwrap().len()
+        };
+        while left() > 0 {
+            assert!(std::time::Instant::now() < deadline, "nothing was removed");
+        }
     }
 
     #[test]

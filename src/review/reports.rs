@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
+use super::store::sqlite::origin;
 use super::store::{Inserted, nanoseconds};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{LineReport, Verdict};
@@ -124,7 +125,9 @@ pub(in crate::review) fn insert(
         return Ok(Inserted::Existing);
     }
     show(&tx, report, seq, at, now).failed(cannot)?;
-    let added = parts(&tx, run, report).failed(cannot)?;
+    let model = format!("{}@{}", report.model.name, report.model.version);
+    let origin = origin(&tx, &report.line, &model, report.threshold, now).failed(cannot)?;
+    let added = parts(&tx, run, origin, &model, report).failed(cannot)?;
     tx.execute("UPDATE runs SET parts = parts + ?, at = MAX(at, ?) WHERE id = ?", params![added, at, run])
         .failed(cannot)?;
     if let Some(scores) = &report.calibration {
@@ -211,28 +214,29 @@ fn show(db: &Connection, report: &LineReport, seq: i64, at: i64, now: i64) -> ru
 }
 
 /// Keeps the parts that are new; returns how many were.
-fn parts(db: &Connection, run: i64, report: &LineReport) -> rusqlite::Result<i64> {
-    let mut insert =
-        db.prepare_cached("INSERT OR IGNORE INTO parts (run, part, at, score, verdict) VALUES (?, ?, ?, ?, ?)")?;
+fn parts(db: &Connection, run: i64, origin: i64, model: &str, report: &LineReport) -> rusqlite::Result<i64> {
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO parts (run, part, at, score, verdict, origin) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
     let mut minutes: BTreeMap<i64, [i64; 4]> = BTreeMap::new();
     let mut added = 0;
     for row in &report.rows {
         let (Ok(at), Ok(part)) = (nanoseconds(row.at), i64::try_from(row.part)) else {
             continue; // the API has refused such rows
         };
-        let new = insert.execute(params![run, part, at, f64::from(row.score), row.verdict.as_str()])?;
+        let new = insert.execute(params![run, part, at, f64::from(row.score), row.verdict.as_str(), origin])?;
         if new == 1 {
             added += 1;
             minutes.entry(at.div_euclid(MINUTE_NS)).or_default()[place(row.verdict)] += 1;
         }
     }
     let mut count = db.prepare_cached(
-        "INSERT INTO minutes (line, minute, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO minutes (line, minute, model, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET pass = pass + excluded.pass, reject = reject + excluded.reject,
          unsure = unsure + excluded.unsure, missed = missed + excluded.missed",
     )?;
     for (minute, [pass, reject, unsure, missed]) in minutes {
-        count.execute(params![report.line, minute, pass, reject, unsure, missed])?;
+        count.execute(params![report.line, minute, model, pass, reject, unsure, missed])?;
     }
     Ok(added)
 }
@@ -313,6 +317,60 @@ pub(in crate::review) fn lines(db: &Connection, now: Timestamp) -> Result<Vec<Li
     Ok(found)
 }
 
+/// Scores that a model was calibrated with on a line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// At the time of its first report.
+    pub threshold: f32,
+    /// Of held-out good parts, sorted.
+    pub scores: Vec<f32>,
+}
+
+/// What a line has told of a model, by the checksum of its package.
+pub(in crate::review) fn calibration(db: &Connection, line: &str, sha256: &str) -> Result<Option<Calibration>> {
+    let cannot = || format!("cannot read the calibration of line \"{line}\"");
+    let found = db
+        .prepare_cached("SELECT threshold, scores FROM calibrations WHERE line = ? AND model = ?")
+        .failed(cannot)?
+        .query_row([line, sha256], |r| Ok((r.get::<_, f64>(0)?, r.get::<_, String>(1)?)))
+        .optional()
+        .failed(cannot)?;
+    let Some((threshold, scores)) = found else { return Ok(None) };
+    let mut scores: Vec<f32> = serde_json::from_str(&scores).failed(cannot)?;
+    scores.sort_by(f32::total_cmp); // whatever the sender did
+    Ok(Some(Calibration { threshold: threshold as f32, scores }))
+}
+
+/// Parts of each line by verdict (pass, reject, unsure, missed) in `steps` steps of `minutes`, the last one ending now.
+pub(in crate::review) fn history(
+    db: &Connection,
+    now: Timestamp,
+    minutes: i64,
+    steps: usize,
+) -> Result<BTreeMap<String, Vec<[u64; 4]>>> {
+    let cannot = || "cannot read the history of the lines";
+    let minutes = minutes.max(1);
+    let span = minutes * i64::try_from(steps).unwrap_or(i64::MAX / MINUTE_NS);
+    let from = nanoseconds(now)?.div_euclid(MINUTE_NS) + 1 - span;
+    let mut statement = db
+        .prepare_cached(
+            "SELECT line, (minute - ?1) / ?2, SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM minutes
+             WHERE minute >= ?1 AND minute < ?1 + ?3 GROUP BY 1, 2",
+        )
+        .failed(cannot)?;
+    let mut rows = statement.query([from, minutes, span]).failed(cannot)?;
+    let mut found: BTreeMap<String, Vec<[u64; 4]>> = BTreeMap::new();
+    while let Some(row) = rows.next().failed(cannot)? {
+        let (line, step): (String, i64) = (row.get(0).failed(cannot)?, row.get(1).failed(cannot)?);
+        let series = found.entry(line).or_insert_with(|| vec![[0; 4]; steps]);
+        let Some(counts) = usize::try_from(step).ok().and_then(|step| series.get_mut(step)) else { continue };
+        for (i, n) in counts.iter_mut().enumerate() {
+            *n = row.get::<_, i64>(2 + i).failed(cannot)?.unsigned_abs();
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,7 +379,7 @@ mod tests {
 
     fn database() -> Connection {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(TABLES).unwrap();
+        crate::review::store::schema::migrate(&db, std::path::Path::new(":memory:")).unwrap();
         db
     }
 
@@ -386,6 +444,28 @@ mod tests {
         assert_eq!(shown(1, 6, 55, 61), (2, 0), "the old run's last one comes late");
         assert_eq!(shown(2, 1, 10_000, 70), (2, 1), "a clock an hour ahead");
         assert_eq!(shown(3, 0, 80, 80), (3, 0), "set right");
+    }
+
+    #[test]
+    fn the_history_ends_now() {
+        let mut db = database();
+        insert(&mut db, &report(1, 0, 0, 0..3), time(0), Keep::default()).unwrap();
+        insert(&mut db, &report(1, 1, 600, 3..5), time(600), Keep::default()).unwrap();
+        // steps of five minutes: the first report is in the first one, ten minutes later comes the last
+        let series = &history(&db, time(600), 5, 3).unwrap()["a"];
+        assert_eq!(*series, [[3, 0, 0, 0], [0; 4], [2, 0, 0, 0]]);
+        assert!(history(&db, time(7200), 5, 3).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_calibration_is_kept_for_line_and_model() {
+        let mut db = database();
+        let with = LineReport { calibration: Some(vec![0.5, 0.25]), ..report(1, 0, 0, 0..0) };
+        insert(&mut db, &with, time(0), Keep::default()).unwrap();
+        let found = calibration(&db, "a", "ab").unwrap();
+        assert_eq!(found, Some(Calibration { threshold: 1.0, scores: vec![0.25, 0.5] }));
+        assert_eq!(calibration(&db, "a", "cd").unwrap(), None);
+        assert_eq!(calibration(&db, "b", "ab").unwrap(), None);
     }
 
     #[test]

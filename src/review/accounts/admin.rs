@@ -17,11 +17,12 @@ use jiff::{SignedDuration, Timestamp};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::pages::{Sent, answer, field, form, last_login, message, page, see};
+use super::pages::{Sent, answer, field, form, last_login, message, page_for, see};
 use super::store::{Account, ApiToken, Entry, Outcome};
 use super::{Desk, Note, Role, Scope, Who, api, secret};
 use crate::review::api::App;
 use crate::review::api::reviews::{MAX_DEFECT_TYPE, MAX_DEFECT_TYPES};
+use crate::review::pages::Here;
 use crate::review::problem::Problem;
 use crate::review::show;
 
@@ -92,7 +93,7 @@ async fn show_overview(who: &Who, app: &App, desk: &Desk, told: Markup) -> Resul
         h2 { "Audit" }
         p { a .button href="/admin/audit" { "What was done, by whom" } }
     };
-    Ok(page("Administration", body))
+    Ok(page_for(who, Here::Admin, "Administration", body))
 }
 
 fn words<const N: usize>(words: [&'static str; N]) -> Vec<&'static str> {
@@ -373,7 +374,7 @@ async fn audit(
                 @if let Some(next) = next { a .button rel="next" href={ "/admin/audit?before=" (next) } { "Older →" } }
             }
         };
-        Ok(page("Audit", body))
+        Ok(page_for(&who, Here::Admin, "Audit", body))
     };
     answer(listed.await)
 }

@@ -22,7 +22,7 @@ use super::gate::cookie;
 use super::store::{Account, Actor, Outcome, Session};
 use super::{Desk, Note, Role, Via, Who, secret};
 use crate::review::api::App;
-use crate::review::pages::{self, Here};
+use crate::review::pages::{self, Frame, Here};
 use crate::review::peer::Came;
 use crate::review::problem::Problem;
 use crate::review::show;
@@ -54,9 +54,16 @@ pub(super) fn answer(page: Result<Response, Problem>) -> Response {
     page.unwrap_or_else(|problem| pages::refusal(&problem))
 }
 
-pub(super) fn page(title: &str, body: Markup) -> Response {
+/// A page for who may not be known yet.
+fn page(title: &str, body: Markup) -> Response {
     let body = html! { main .narrow { h1 { (title) } (body) } };
-    Html(pages::layout_with(title, Here::Elsewhere, html! {}, None, body).into_string()).into_response()
+    Html(Frame::new(title).around(body).into_string()).into_response()
+}
+
+/// A page for who is known.
+pub(super) fn page_for(who: &Who, here: Here, title: &str, body: Markup) -> Response {
+    let body = html! { main .narrow { h1 { (title) } (body) } };
+    Html(Frame::new(title).here(here).who(who).around(body).into_string()).into_response()
 }
 
 /// To another page, so that loading it anew sends nothing again.
@@ -326,7 +333,7 @@ async fn account_page(who: &Who, desk: &Desk, told: Option<&str>) -> Response {
         }
         @if who.role == Role::Admin { p { a .button href="/admin" { "Accounts and tokens" } } }
     };
-    page("Account", body)
+    page_for(who, Here::Account, "Account", body)
 }
 
 fn session_table(sessions: &[Session], mine: i64, now: Timestamp) -> Markup {

@@ -11,7 +11,7 @@ use super::{EXPORTS, Format, reviewed};
 use crate::review::accounts::{Role, Who};
 use crate::review::api::App;
 use crate::review::api::query::{ListQuery, Listing, listing};
-use crate::review::pages::{Here, layout_with, refusal};
+use crate::review::pages::{Frame, refusal};
 use crate::review::problem::Problem;
 use crate::review::store::{Count, Decision, Filter, Reviewed};
 
@@ -116,5 +116,5 @@ fn show(listing: &Listing, counts: &[Count]) -> Markup {
             }
         }
     };
-    layout_with("Exports", Here::Elsewhere, html! {}, None, body)
+    Frame::new("Exports").around(body)
 }

@@ -3,19 +3,30 @@
 //!
 //! Thread: every call blocks, so the HTTP side calls a store only inside `spawn_blocking`.
 
+pub mod backup;
+mod insight;
+mod query;
+pub mod retain;
+mod reviews;
 pub mod schema;
 pub mod sqlite;
+pub mod stats;
+mod what_if;
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::reports::LineNow;
+use super::reports::{Calibration, LineNow};
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LineReport, Rect, Verdict};
+pub use retain::{Removed, Retention};
 pub use sqlite::SqliteStore;
+use stats::{Insight, Scope, WhatIf};
 
 /// One of the pictures that belong to an anomaly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,7 +107,7 @@ impl Anomaly {
 }
 
 /// A person's decision on an anomaly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
     /// The part is defective: the verdict was right.
@@ -127,7 +138,7 @@ impl Decision {
 
 /// What a person said about an anomaly. Reviews are never changed: a later one takes the place of an earlier one, and taking
 /// one back is an entry of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Review {
     /// Grows with each review on this server, without meaning beyond that.
     pub seq: i64,
@@ -321,12 +332,27 @@ pub trait Store: Send + Sync + 'static {
     fn set_defect_types(&self, names: &[String]) -> Result<()>;
     /// Counts of all, by line, verdict and decision, sorted by them.
     fn counts(&self) -> Result<Vec<Count>>;
+    /// The models that a list can be limited to (`name@version`), sorted.
+    fn models(&self) -> Result<Vec<String>>;
+    /// What [`Page::revision`] would be.
+    fn revision(&self) -> Result<i64>;
+    /// What was decided, how often, where and how well.
+    fn insight(&self, scope: &Scope) -> Result<Insight>;
+    /// What another threshold would have done to the parts of a line and model, the one that was heard of last where none is
+    /// given; `None` when nothing is known of it.
+    fn what_if(&self, line: &str, model: Option<&str>, threshold: Option<f64>) -> Result<Option<WhatIf>>;
+    /// Removes a bounded number of anomalies that need not be kept, with their reviews.
+    fn retain(&self, rule: &Retention, now: Timestamp) -> Result<Removed>;
     /// One picture of an anomaly.
     fn object(&self, id: Uuid, name: ObjectName) -> Result<Option<Object>>;
     /// Keeps a line's report; when it returns, the report is on disk. Kind usage: it is not taken.
     fn insert_report(&self, report: &LineReport) -> Result<Inserted>;
     /// Every line that has ever reported, by name.
     fn lines(&self) -> Result<Vec<LineNow>>;
+    /// Parts of each line by verdict (pass, reject, unsure, missed) in `steps` steps of `minutes`, the last one ending now.
+    fn history(&self, minutes: i64, steps: usize) -> Result<BTreeMap<String, Vec<[u64; 4]>>>;
+    /// The scores that a model, by the checksum of its package, was calibrated with on a line.
+    fn calibration(&self, line: &str, model_sha256: &str) -> Result<Option<Calibration>>;
 }
 
 /// Where the strongest region of an anomaly lies: its centre in the judged box (in the picture where there is none), 0..1.
@@ -344,3 +370,6 @@ pub fn place(event: &Event) -> Option<(f64, f64)> {
 pub fn nanoseconds(time: Timestamp) -> Result<i64> {
     i64::try_from(time.as_nanosecond()).usage(|| format!("time \"{time}\" is out of range"))
 }
+
+#[cfg(test)]
+mod decided_tests;

@@ -1,6 +1,7 @@
 //! The tables of `review.db`, and how a database of an older version gets them.
 
 use rusqlite::Connection;
+use rusqlite::functions::FunctionFlags;
 use std::path::Path;
 
 use crate::error::{Context, Error, Result};
@@ -32,26 +33,117 @@ const ANOMALIES: &str = "
 ";
 
 /// People's decisions, and what lists are filtered and sorted by.
+///
+/// `anomalies` is narrow, so that many fit a page; the events themselves are beside it. What has few values (line, model,
+/// verdict, decision, type of defect) is in `tallies`: a list limited to some of them is a merge of as many ranges of an index,
+/// and counts are there without counting.
 const REVIEWS: &str = "
-    ALTER TABLE anomalies ADD COLUMN part INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE anomalies ADD COLUMN score REAL NOT NULL DEFAULT 0;
-    ALTER TABLE anomalies ADD COLUMN confidence REAL NOT NULL DEFAULT 0;
-    ALTER TABLE anomalies ADD COLUMN model TEXT NOT NULL DEFAULT '';   -- name@version
-    ALTER TABLE anomalies ADD COLUMN lot TEXT;
-    ALTER TABLE anomalies ADD COLUMN serial TEXT;
-    ALTER TABLE anomalies ADD COLUMN place_x REAL;   -- of the strongest region in the judged box, 0..1
-    ALTER TABLE anomalies ADD COLUMN place_y REAL;
-    ALTER TABLE anomalies ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0; -- event and pictures
-    -- the review that holds; '' and NULL while there is none
-    ALTER TABLE anomalies ADD COLUMN review TEXT NOT NULL DEFAULT '';
-    ALTER TABLE anomalies ADD COLUMN review_seq INTEGER;
-    ALTER TABLE anomalies ADD COLUMN defect_type TEXT;
-    UPDATE anomalies SET
-        part = event ->> '$.part', score = event ->> '$.score', confidence = event ->> '$.confidence',
-        model = (event ->> '$.model.name') || '@' || (event ->> '$.model.version'),
-        lot = event ->> '$.lot', serial = event ->> '$.serial',
-        bytes = length(event) + (SELECT COALESCE(SUM(size), 0) FROM objects o WHERE o.anomaly = anomalies.id);
-    CREATE TABLE reviews (         -- append only
+    CREATE TABLE origins (         -- who judged: a line with a model
+        id        INTEGER PRIMARY KEY,
+        line      TEXT NOT NULL,
+        model     TEXT NOT NULL,   -- name@version
+        threshold REAL NOT NULL,   -- the last one heard of
+        heard_at  INTEGER NOT NULL,
+        UNIQUE (line, model)
+    ) STRICT;
+    CREATE TABLE tallies (         -- anomalies that agree in all of these
+        id          INTEGER PRIMARY KEY,
+        origin      INTEGER NOT NULL REFERENCES origins (id),
+        verdict     TEXT NOT NULL,
+        review      TEXT NOT NULL, -- decision that holds, '' while there is none
+        defect_type TEXT NOT NULL, -- '' where there is none
+        count       INTEGER NOT NULL,
+        bytes       INTEGER NOT NULL,
+        UNIQUE (origin, verdict, review, defect_type)
+    ) STRICT;
+    CREATE TABLE revision (n INTEGER NOT NULL) STRICT; -- grows with every change of a list
+    CREATE TABLE trash (id TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID; -- rows are gone, files go next
+
+    ALTER TABLE objects RENAME TO objects_before;
+    ALTER TABLE anomalies RENAME TO anomalies_before;
+    DROP INDEX anomalies_by_time;
+    DROP INDEX anomalies_by_line;
+    DROP INDEX anomalies_by_verdict;
+    DROP INDEX anomalies_by_line_verdict;
+    CREATE TABLE anomalies (
+        n           INTEGER PRIMARY KEY AUTOINCREMENT,
+        id          TEXT NOT NULL UNIQUE,
+        captured_at INTEGER NOT NULL, -- nanoseconds since 1970, UTC
+        received_at INTEGER NOT NULL,
+        origin      INTEGER NOT NULL REFERENCES origins (id),
+        tally       INTEGER NOT NULL REFERENCES tallies (id),
+        part        INTEGER NOT NULL,
+        score       REAL NOT NULL,
+        confidence  REAL NOT NULL,
+        lot         TEXT,
+        serial      TEXT,
+        place_x     REAL,             -- of the strongest region in the judged box, 0..1
+        place_y     REAL,
+        spot        INTEGER,          -- coarse cell of that place
+        bytes       INTEGER NOT NULL, -- event and pictures
+        review_seq  INTEGER,          -- the review that holds
+        reviewers   INTEGER NOT NULL DEFAULT 0 -- people whose decision was not taken back
+    ) STRICT;
+    CREATE TABLE events (
+        n     INTEGER PRIMARY KEY REFERENCES anomalies (n),
+        event TEXT NOT NULL        -- as posted
+    ) STRICT;
+    CREATE TABLE objects (
+        n      INTEGER NOT NULL REFERENCES anomalies (n),
+        name   TEXT NOT NULL,
+        size   INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        PRIMARY KEY (n, name)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TEMP TABLE before AS
+        SELECT b.rowid AS n, b.id, b.captured_at, b.received_at, b.line, b.verdict,
+            (event ->> '$.model.name') || '@' || (event ->> '$.model.version') AS model,
+            f32(COALESCE(event ->> '$.threshold', 0)) AS threshold,
+            length(CAST(event AS BLOB)) + (SELECT COALESCE(SUM(size), 0) FROM objects_before o WHERE o.anomaly = b.id) AS bytes,
+            (SELECT r.value FROM json_each(event, '$.regions') r ORDER BY r.value ->> '$.score' DESC LIMIT 1) AS region,
+            CASE WHEN (event ->> '$.part_box.w') > 0 AND (event ->> '$.part_box.h') > 0 THEN event -> '$.part_box'
+                ELSE json_object('x', 0, 'y', 0, 'w', event ->> '$.image.width', 'h', event ->> '$.image.height') END AS box
+        FROM anomalies_before b;
+    INSERT INTO origins (line, model, threshold, heard_at)
+        SELECT line, model, threshold, MAX(received_at) FROM before GROUP BY line, model;
+    INSERT INTO tallies (origin, verdict, review, defect_type, count, bytes)
+        SELECT o.id, b.verdict, '', '', COUNT(*), SUM(b.bytes)
+        FROM before b JOIN origins o USING (line, model) GROUP BY o.id, b.verdict;
+    INSERT INTO anomalies (n, id, captured_at, received_at, origin, tally, part, score, confidence, lot, serial,
+            place_x, place_y, bytes)
+        SELECT b.n, b.id, b.captured_at, b.received_at, o.id, t.id, a.event ->> '$.part', f32(a.event ->> '$.score'),
+            f32(a.event ->> '$.confidence'), a.event ->> '$.lot', a.event ->> '$.serial',
+            MIN(1.0, MAX(0.0, ((region ->> '$.x') + (region ->> '$.w') / 2.0 - (box ->> '$.x')) / MAX(1.0, box ->> '$.w'))),
+            MIN(1.0, MAX(0.0, ((region ->> '$.y') + (region ->> '$.h') / 2.0 - (box ->> '$.y')) / MAX(1.0, box ->> '$.h'))),
+            b.bytes
+        FROM before b JOIN anomalies_before a ON a.rowid = b.n JOIN origins o USING (line, model)
+        JOIN tallies t ON t.origin = o.id AND t.verdict = b.verdict ORDER BY b.n;
+    UPDATE anomalies SET spot = MIN(11, CAST(place_y * 12 AS INTEGER)) * 12 + MIN(11, CAST(place_x * 12 AS INTEGER));
+    INSERT INTO events (n, event) SELECT rowid, event FROM anomalies_before ORDER BY rowid;
+    INSERT INTO objects (n, name, size, sha256)
+        SELECT a.n, o.name, o.size, o.sha256 FROM objects_before o JOIN anomalies a ON a.id = o.anomaly;
+    INSERT INTO revision (n) SELECT COUNT(*) FROM anomalies;
+    DROP TABLE before;
+    DROP TABLE objects_before;
+    DROP TABLE anomalies_before;
+
+    -- a list walks one of these without touching the rows; whatever else it is limited by is in the index too
+    CREATE INDEX anomalies_by_time ON anomalies (captured_at, id, confidence, tally);
+    CREATE INDEX anomalies_by_confidence ON anomalies (confidence, id, captured_at, tally);
+    CREATE INDEX anomalies_by_tally_time ON anomalies (tally, captured_at, id, confidence);
+    CREATE INDEX anomalies_by_tally_confidence ON anomalies (tally, confidence, id, captured_at);
+    CREATE INDEX anomalies_by_lot_time ON anomalies (lot, captured_at, id, confidence, tally) WHERE lot IS NOT NULL;
+    CREATE INDEX anomalies_by_lot_confidence ON anomalies (lot, confidence, id, captured_at, tally) WHERE lot IS NOT NULL;
+    CREATE INDEX anomalies_by_serial_time ON anomalies (serial, captured_at, id, confidence, tally)
+        WHERE serial IS NOT NULL;
+    CREATE INDEX anomalies_by_serial_confidence ON anomalies (serial, confidence, id, captured_at, tally)
+        WHERE serial IS NOT NULL;
+    CREATE INDEX anomalies_by_spot ON anomalies (origin, spot, captured_at, place_x, place_y, tally);
+    CREATE INDEX anomalies_by_part ON anomalies (origin, part, captured_at, score, tally, bytes);
+    CREATE INDEX anomalies_judged_by_many ON anomalies (captured_at) WHERE reviewers > 1;
+
+    CREATE TABLE reviews (         -- append only, as long as the anomaly is there
         seq         INTEGER PRIMARY KEY AUTOINCREMENT,
         anomaly     TEXT NOT NULL,
         at          INTEGER NOT NULL,
@@ -66,15 +158,34 @@ const REVIEWS: &str = "
         position INTEGER PRIMARY KEY,
         name     TEXT NOT NULL UNIQUE
     ) STRICT;
-    CREATE INDEX anomalies_by_confidence ON anomalies (confidence, id);
-    CREATE INDEX anomalies_by_review ON anomalies (review, captured_at, id);
-    CREATE INDEX anomalies_by_serial ON anomalies (serial, captured_at, id) WHERE serial IS NOT NULL;
-    CREATE INDEX anomalies_by_lot ON anomalies (lot, captured_at, id) WHERE lot IS NOT NULL;
+
+    -- parts are of a model too: scores of different ones cannot be compared; NULL where it was not noted
+    ALTER TABLE parts ADD COLUMN origin INTEGER REFERENCES origins (id);
+    ALTER TABLE minutes RENAME TO minutes_before;
+    DROP INDEX minutes_by_time;
+    CREATE TABLE minutes (         -- parts of each line, model and minute, so that rates cost nothing
+        line   TEXT NOT NULL,
+        minute INTEGER NOT NULL,   -- minutes since 1970, UTC
+        model  TEXT NOT NULL,      -- name@version, '' where it was not noted
+        pass   INTEGER NOT NULL,
+        reject INTEGER NOT NULL,
+        unsure INTEGER NOT NULL,
+        missed INTEGER NOT NULL,
+        PRIMARY KEY (line, minute, model)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX minutes_by_time ON minutes (minute);
+    INSERT INTO minutes SELECT line, minute, '', pass, reject, unsure, missed FROM minutes_before;
+    DROP TABLE minutes_before;
 ";
 
 /// Brings a database up to date, each step in a transaction of its own.
-pub(super) fn migrate(db: &Connection, dir: &Path) -> Result<()> {
+pub(in crate::review) fn migrate(db: &Connection, dir: &Path) -> Result<()> {
     let cannot = || format!("cannot bring the database in \"{}\" up to date", dir.display());
+    // a number as an event has it when it is read; cursors are made of those
+    db.create_scalar_function("f32", 1, FunctionFlags::SQLITE_DETERMINISTIC, |context| {
+        Ok(f64::from(context.get::<f64>(0)? as f32))
+    })
+    .failed(cannot)?;
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).failed(cannot)?;
     let Some(steps) = usize::try_from(found).ok().and_then(|found| MIGRATIONS.get(found..)) else {
         let known = MIGRATIONS.len();

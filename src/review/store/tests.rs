@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::event::{EVENT_SCHEMA, ImageSize, ModelId, Verdict};
+use crate::event::{EVENT_SCHEMA, Event, ImageSize, ModelId, Verdict};
 
-fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
+pub(in crate::review::store) fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     Event {
         schema: EVENT_SCHEMA,
         id,
@@ -31,17 +31,27 @@ fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     }
 }
 
-fn anomaly(event: Event) -> NewAnomaly {
+pub(in crate::review::store) fn anomaly(event: Event) -> NewAnomaly {
     let raw = serde_json::to_string(&event).unwrap();
     NewAnomaly { event, raw, objects: vec![(ObjectName::Frame, vec![1, 2, 3]), (ObjectName::Heatmap, vec![4; 5000])] }
 }
 
-fn nth(n: u128) -> Uuid {
+pub(in crate::review::store) fn nth(n: u128) -> Uuid {
     Uuid::from_u128(0x0193_0000_0000_7000_8000_0000_0000_0000 + n)
 }
 
-fn ids(page: &Page) -> Vec<Uuid> {
+pub(in crate::review::store) fn ids(page: &Page) -> Vec<Uuid> {
     page.items.iter().map(|a| a.event.id).collect()
+}
+
+/// Stores one that was captured and received then.
+pub(in crate::review) fn received(store: &SqliteStore, n: u128, at: Timestamp) {
+    let ns = nanoseconds(at).unwrap();
+    store.insert(&anomaly(event(nth(n), "a", Verdict::Reject, ns))).unwrap();
+    store
+        .writer()
+        .execute("UPDATE anomalies SET received_at = ? WHERE id = ?", params![ns, nth(n).to_string()])
+        .unwrap();
 }
 
 #[test]
