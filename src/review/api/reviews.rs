@@ -118,13 +118,9 @@ struct DefectTypesBody {
     items: Vec<String>,
 }
 
-async fn set_defect_types(
-    State(app): State<App>,
-    who: Who,
-    sent: Result<Json<DefectTypesBody>, JsonRejection>,
-) -> Result<Response, Problem> {
-    who.must(Role::Admin)?;
-    let names: Vec<String> = body(sent)?.items.iter().map(|name| name.trim().to_owned()).collect();
+/// Checks a site's own list; the API and the form of the pages take the same.
+pub(in crate::review) fn checked_types(names: Vec<String>) -> Result<Vec<String>, Problem> {
+    let names: Vec<String> = names.iter().map(|name| name.trim().to_owned()).collect();
     if names.len() > MAX_DEFECT_TYPES {
         return Err(Problem::unprocessable(format!("a site has at most {MAX_DEFECT_TYPES} defect types")));
     }
@@ -136,6 +132,16 @@ async fn set_defect_types(
     if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
         return Err(Problem::unprocessable(format!("defect type {:?} is given twice", twice.1)));
     }
+    Ok(names)
+}
+
+async fn set_defect_types(
+    State(app): State<App>,
+    who: Who,
+    sent: Result<Json<DefectTypesBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    who.must(Role::Admin)?;
+    let names = checked_types(body(sent)?.items)?;
     let kept = names.clone();
     app.run(move |store| store.set_defect_types(&kept)).await?;
     Ok(Json(serde_json::json!({ "items": names })).into_response())

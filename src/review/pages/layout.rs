@@ -100,14 +100,13 @@ pub(in crate::review) struct Frame<'a> {
     who: Option<&'a Who>,
     scripts: &'a [&'a str],
     head: Markup,
-    tools: Markup,
     keys: &'a [Key],
 }
 
 impl<'a> Frame<'a> {
     /// A plain page with the title.
     pub fn new(title: &'a str) -> Frame<'a> {
-        Frame { title, here: Here::Elsewhere, who: None, scripts: &[], head: html! {}, tools: html! {}, keys: &[] }
+        Frame { title, here: Here::Elsewhere, who: None, scripts: &[], head: html! {}, keys: &[] }
     }
     /// Which of the pages in the header it is.
     pub fn here(self, here: Here) -> Self {
@@ -124,10 +123,6 @@ impl<'a> Frame<'a> {
     /// More in its head.
     pub fn head(self, head: Markup) -> Self {
         Frame { head, ..self }
-    }
-    /// What stands in the header for this page.
-    pub fn tools(self, tools: Markup) -> Self {
-        Frame { tools, ..self }
     }
     /// The keys of this page, for the help.
     pub fn keys(self, keys: &'a [Key]) -> Self {
@@ -166,7 +161,6 @@ impl<'a> Frame<'a> {
                             (tab(Here::Insights, "Insights", "/insights"))
                         }
                         div .tools {
-                            (self.tools)
                             span #live .live hidden role="status" { "live" }
                             @if !self.keys.is_empty() {
                                 button #help .plain type="button" hidden title="Keys of this page (?)" aria-label="Keys of this page" { "?" }

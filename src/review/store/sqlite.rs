@@ -268,11 +268,11 @@ impl Store for SqliteStore {
     }
 
     fn history(&self, minutes: i64, steps: usize) -> Result<BTreeMap<String, Vec<[u64; 4]>>> {
-        reports::history(&lock(&self.reader), Timestamp::now(), minutes, steps)
+        self.read(|db| reports::history(db, Timestamp::now(), minutes, steps))
     }
 
     fn calibration(&self, line: &str, model_sha256: &str) -> Result<Option<Calibration>> {
-        reports::calibration(&lock(&self.reader), line, model_sha256)
+        self.read(|db| reports::calibration(db, line, model_sha256))
     }
 }
 
