@@ -17,10 +17,14 @@ process.on("exit", () => rmSync(work, { recursive: true, force: true }));
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1)); // so that what was started ends, too
 mkdirSync(out, { recursive: true });
 
+// Not the state of who runs the tests.
+const env = { ...process.env, XDG_STATE_HOME: join(work, "state") };
+
 // Runs a command to its end; what it prints is shown when it fails.
 export function run(name, args, options = {}) {
   return new Promise((done, fail) => {
-    const child = spawn(name, args, { cwd: root, stdio: ["ignore", "pipe", "pipe"], ...options });
+    const child = spawn(name, args, { cwd: root, stdio: ["ignore", "pipe", "pipe"], env, ...options });
+    process.on("exit", () => child.kill("SIGKILL"));
     let text = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => { text += data; });
     const timer = setTimeout(() => child.kill("SIGKILL"), DEADLINE_MS);
@@ -39,7 +43,7 @@ export const linesight = (...args) => run(program, args);
 export function serve(data, port = 0) {
   return new Promise((done, fail) => {
     const child = spawn(program, ["review", "--data", data, "--listen", `127.0.0.1:${port}`], {
-      cwd: root, stdio: ["ignore", "pipe", "pipe"],
+      cwd: root, stdio: ["ignore", "pipe", "pipe"], env,
     });
     let text = "";
     const ended = new Promise((over) => child.on("close", over));
