@@ -10,7 +10,7 @@ SHELL := bash
 # In CI the committed Cargo.lock is what is tested; while developing, cargo may bring it up to date.
 CARGO_FLAGS := $(if $(CI),--locked)
 # What has full counts, which take long.
-FAULT_TESTS := audit config corruption delivery ledger lossless outage respond run service sources targets
+FAULT_TESTS := audit config corruption delivery ledger lossless outage respond review_load run service sources targets
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## list the targets

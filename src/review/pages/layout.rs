@@ -85,6 +85,7 @@ pub(in crate::review) enum Here {
     Queue,
     Lines,
     Insights,
+    Exports,
     Account,
     Admin,
     Elsewhere,
@@ -159,6 +160,7 @@ impl<'a> Frame<'a> {
                             (tab(Here::Queue, "Queue", "/"))
                             (tab(Here::Lines, "Lines", "/lines"))
                             (tab(Here::Insights, "Insights", "/insights"))
+                            (tab(Here::Exports, "Exports", "/exports"))
                         }
                         div .tools {
                             span #live .live hidden role="status" { "live" }
