@@ -5,7 +5,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { accessibility, launch, open, THEMES, weigh, WIDTHS } from "./browser.js";
-import { hooks, inspect, linesight, out, plant, run, serve, teach, work } from "./server.js";
+import { hooks, inspect, out, plant, python, run, serve, teach, work } from "./server.js";
 
 const MOST_BYTES = 200_000;
 const MOST_PAINT_MS = 300;
@@ -240,7 +240,8 @@ test("without scripts everything can be read and judged", async () => {
 
 for (const hook of hooks) {
   test(`${hook.split("/").at(-1)}`, { timeout: 600_000 }, async () => {
-    console.log(await run(hook, [server.url], { env: { ...process.env, LINESIGHT_WORK: work } }));
+    const program = hook.endsWith(".py") ? [python, hook] : [hook];
+    console.log(await run(program[0], [...program.slice(1), server.url]));
   });
 }
 

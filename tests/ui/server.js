@@ -90,6 +90,9 @@ export const hooks = ["exports.sh", "exports.py", "schemathesis.sh"]
   .map((name) => join(import.meta.dirname, name))
   .filter((path) => existsSync(path));
 
+const venv = join(root, ".venv-ui/bin/python");
+export const python = existsSync(venv) ? venv : "python3";
+
 export function chromium() {
   const named = process.env.CHROMIUM;
   const names = named ? [named] : ["chromium", "chromium-browser", "google-chrome"];

@@ -20,7 +20,9 @@ use crate::review::accounts::{Role, Who};
 use crate::review::api::App;
 use crate::review::problem::Problem;
 use crate::review::show;
-use crate::review::store::stats::{Agreement, Bin, Confusion, Insight, Outcome, Places, Scope, Share, TypeCount, WhatIf};
+use crate::review::store::stats::{
+    Agreement, Bin, Confusion, Insight, Outcome, Places, Scope, Share, TypeCount, WhatIf,
+};
 use crate::review::store::{Decision, Filter, Reviewed};
 
 /// Steps of the rate over time.
@@ -66,7 +68,8 @@ impl Asked {
         let time = |name: &str, value| -> Result<Option<Timestamp>, Problem> {
             let Some(text) = given(value) else { return Ok(None) };
             let time = text.parse::<Timestamp>().ok().filter(|t| i64::try_from(t.as_nanosecond()).is_ok());
-            let wrong = || Problem::bad_request(format!("{name} is {text:?}, it must be a time as 2030-01-31T06:00:00Z"));
+            let wrong =
+                || Problem::bad_request(format!("{name} is {text:?}, it must be a time as 2030-01-31T06:00:00Z"));
             time.map(Some).ok_or_else(wrong)
         };
         let threshold = given(self.threshold).map(|text| {
@@ -104,11 +107,7 @@ impl Question {
     }
 }
 
-pub(super) async fn page(
-    State(app): State<App>,
-    who: Who,
-    query: Result<Query<Asked>, QueryRejection>,
-) -> Response {
+pub(super) async fn page(State(app): State<App>, who: Who, query: Result<Query<Asked>, QueryRejection>) -> Response {
     let page = async {
         let Query(asked) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
         let question = asked.check()?;
@@ -171,6 +170,7 @@ impl InsightPage<'_> {
                         h2 { "Nothing to learn from yet" }
                         p { "What lines report and what people decide is summed up here." }
                     }
+                    (self.types())
                 } @else {
                     (self.scope())
                     div .tiles {
@@ -181,9 +181,9 @@ impl InsightPage<'_> {
                         (self.places())
                         (self.confusion(&insight.confusion))
                         (agreement(&insight.agreement))
+                        (self.types())
                     }
                 }
-                (self.types())
             }
         };
         let frame = Frame::new("Insights").here(Here::Insights).who(self.who).keys(KEYS);
@@ -205,7 +205,8 @@ impl InsightPage<'_> {
             let to = Question { scope: Scope { since, until: None, ..self.question.scope.clone() }, threshold: None };
             html! { a .chip href=(to.link("/insights")) { (text) } }
         };
-        let all = Question { scope: Scope { since: None, until: None, ..self.question.scope.clone() }, threshold: None };
+        let all =
+            Question { scope: Scope { since: None, until: None, ..self.question.scope.clone() }, threshold: None };
         html! {
             form .scope method="get" action="/insights" {
                 (choose("Line", "line", self.lines, line.as_deref()))
@@ -478,9 +479,11 @@ fn rates(insight: &Insight) -> Markup {
         sums[at][0] += bad;
         sums[at][1] += bad + r.pass;
     }
-    let values: Vec<Option<f64>> = sums.iter().map(|[bad, all]| (*all > 0).then(|| 100.0 * *bad as f64 / *all as f64)).collect();
+    let values: Vec<Option<f64>> =
+        sums.iter().map(|[bad, all]| (*all > 0).then(|| 100.0 * *bad as f64 / *all as f64)).collect();
     let most = values.iter().flatten().copied().fold(0.0, f64::max);
-    let time = |t: i64| Timestamp::from_second(t).map(|t| t.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
+    let time =
+        |t: i64| Timestamp::from_second(t).map(|t| t.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
     html! {
         section .panel .wide .over-time aria-labelledby="rates" {
             h2 #rates { "Not passed, over time" span .soft { "at most " (format!("{most:.1} %")) } }

@@ -270,8 +270,8 @@ impl Item<'_> {
                             li {
                                 a href=(self.to(other.event.id)) {
                                     span .picture {
-                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="480" height="360" loading="lazy" decoding="async";
-                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="480" height="360" loading="lazy" decoding="async";
+                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="400" height="300" loading="lazy" decoding="async";
+                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="400" height="300" loading="lazy" decoding="async";
                                     }
                                     span .what {
                                         b { "Part " (grouped(other.event.part)) }
@@ -290,7 +290,8 @@ impl Item<'_> {
     fn facts(&self) -> Markup {
         let anomaly = &self.found.anomaly;
         let event = &anomaly.event;
-        let fact = |name: &str, value: &dyn std::fmt::Display| html! { div { dt { (name) } dd { (value.to_string()) } } };
+        let fact =
+            |name: &str, value: &dyn std::fmt::Display| html! { div { dt { (name) } dd { (value.to_string()) } } };
         // a value that leads to all that has it
         let all = |name: &str, value: &str, filter: Filter| {
             html! { div { dt { (name) } dd { a href=(View::of(filter).link("/")) { (value) } } } }

@@ -44,7 +44,17 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
             vec![asset("icon.svg", ICON), $(asset($name, include_str!(concat!("../../../assets/review/", $name)))),*]
         };
     }
-    files!("style.css", "pages.css", "common.js", "judge.js", "queue.js", "item.js", "zoom.js", "lines.js", "insight.js")
+    files!(
+        "style.css",
+        "pages.css",
+        "common.js",
+        "judge.js",
+        "queue.js",
+        "item.js",
+        "zoom.js",
+        "lines.js",
+        "insight.js"
+    )
 });
 
 /// Path of a static file.

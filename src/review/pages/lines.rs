@@ -27,7 +27,9 @@ const KEYS: &[Key] = &[("J K", "next line, line before"), ("Enter", "the line's 
 
 pub(super) async fn page(State(app): State<App>, who: Who) -> Response {
     match app.run(|store| Ok((store.lines()?, store.history(STEP.0, STEP.1)?))).await {
-        Ok((lines, history)) => Html(lines_page(&who, &lines, &history, Timestamp::now()).into_string()).into_response(),
+        Ok((lines, history)) => {
+            Html(lines_page(&who, &lines, &history, Timestamp::now()).into_string()).into_response()
+        }
         Err(problem) => refusal(&problem),
     }
 }

@@ -25,7 +25,7 @@ const CARDS: usize = 24;
 /// Lines that are shown as chips; more are chosen in the form.
 const LINE_CHIPS: usize = 10;
 /// Width and height of the picture on a card.
-const CARD: (u32, u32) = (480, 360);
+const CARD: (u32, u32) = (400, 300);
 
 const KEYS: &[Key] = &[
     ("J →", "next card"),
@@ -57,7 +57,8 @@ pub(super) async fn page(
             Ok((page, store.counts()?, store.defect_types()?))
         });
         let (page, counts, types) = found.await?;
-        let queue = Queue { view: &view, page: &page, counts: &counts, types: &types, who: &who, now: Timestamp::now() };
+        let queue =
+            Queue { view: &view, page: &page, counts: &counts, types: &types, who: &who, now: Timestamp::now() };
         Ok::<_, Problem>(queue.page())
     };
     match page.await {
@@ -120,7 +121,12 @@ impl Queue<'_> {
 
     /// How many fit the filter, where the counts of the store can tell.
     fn counted(&self, filter: &Filter) -> Option<u64> {
-        let told = Filter { line: filter.line.clone(), verdict: filter.verdict, reviewed: filter.reviewed, ..Filter::default() };
+        let told = Filter {
+            line: filter.line.clone(),
+            verdict: filter.verdict,
+            reviewed: filter.reviewed,
+            ..Filter::default()
+        };
         (told == *filter).then(|| self.count(filter.line.as_deref(), filter.verdict, filter.reviewed))
     }
 
@@ -136,7 +142,12 @@ impl Queue<'_> {
 
     fn tabs(&self) -> Markup {
         let reviewed = self.view.0.filter.reviewed;
-        let to = |reviewed| self.view.with(|f| { f.reviewed = reviewed; f.defect_type = None });
+        let to = |reviewed| {
+            self.view.with(|f| {
+                f.reviewed = reviewed;
+                f.defect_type = None
+            })
+        };
         html! {
             nav .states aria-label="Reviewed or not" {
                 (self.choice("state-tab", "To review", &to(Some(Reviewed::No))))
