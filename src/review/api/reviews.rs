@@ -107,7 +107,11 @@ async fn review(
     let new = body(sent)?.check(who.name)?;
     let done = app.run(move |store| store.review(id, &new)).await?.ok_or_else(|| no_anomaly(id))?;
     app.live.tell(Change::Review { id });
-    let note = Note::new("review", id, [done.decision.map_or("", Decision::as_str), done.defect_type.as_deref().unwrap_or("")].join(" "));
+    let note = Note::new(
+        "review",
+        id,
+        [done.decision.map_or("", Decision::as_str), done.defect_type.as_deref().unwrap_or("")].join(" "),
+    );
     Ok((StatusCode::CREATED, note, Json(done)).into_response())
 }
 
@@ -210,6 +214,23 @@ struct DefectTypesBody {
     items: Vec<String>,
 }
 
+/// Checks a site's own list; the API and the form of the pages take the same.
+pub(in crate::review) fn checked_types(names: Vec<String>) -> Result<Vec<String>, Problem> {
+    let names: Vec<String> = names.iter().map(|name| name.trim().to_owned()).collect();
+    if names.len() > MAX_DEFECT_TYPES {
+        return Err(Problem::unprocessable(format!("a site has at most {MAX_DEFECT_TYPES} defect types")));
+    }
+    if names.iter().any(|name| name.is_empty() || name.chars().count() > MAX_DEFECT_TYPE) {
+        return Err(Problem::unprocessable(format!(
+            "a defect type must have between 1 and {MAX_DEFECT_TYPE} characters"
+        )));
+    }
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(Problem::unprocessable(format!("defect type {:?} is given twice", twice.1)));
+    }
+    Ok(names)
+}
+
 /// Set the site's own names of defects
 #[utoipa::path(
     put,
@@ -231,18 +252,7 @@ async fn set_defect_types(
     sent: Result<Json<DefectTypesBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     who.must(Role::Admin)?;
-    let names: Vec<String> = body(sent)?.items.iter().map(|name| name.trim().to_owned()).collect();
-    if names.len() > MAX_DEFECT_TYPES {
-        return Err(Problem::unprocessable(format!("a site has at most {MAX_DEFECT_TYPES} defect types")));
-    }
-    if names.iter().any(|name| name.is_empty() || name.chars().count() > MAX_DEFECT_TYPE) {
-        return Err(Problem::unprocessable(format!(
-            "a defect type must have between 1 and {MAX_DEFECT_TYPE} characters"
-        )));
-    }
-    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(Problem::unprocessable(format!("defect type {:?} is given twice", twice.1)));
-    }
+    let names = checked_types(body(sent)?.items)?;
     let kept = names.clone();
     app.run(move |store| store.set_defect_types(&kept)).await?;
     let note = Note::new("defect types", "", names.join(", "));

@@ -11,7 +11,7 @@ use super::{EXPORTS, Format, reviewed};
 use crate::review::accounts::{Role, Who};
 use crate::review::api::App;
 use crate::review::api::query::{ListQuery, Listing, listing};
-use crate::review::pages::{Frame, refusal};
+use crate::review::pages::{Frame, Here, refusal};
 use crate::review::problem::Problem;
 use crate::review::store::{Count, Decision, Filter, Reviewed};
 
@@ -45,7 +45,7 @@ pub(super) async fn page(
         who.must(Role::Viewer)?;
         let Listing { filter, sort, .. } = listing(query)?;
         let counts = app.run(|store| store.counts()).await?;
-        Ok::<_, Problem>(show(&Listing { filter: reviewed(filter), sort, ..Listing::default() }, &counts))
+        Ok::<_, Problem>(show(&who, &Listing { filter: reviewed(filter), sort, ..Listing::default() }, &counts))
     };
     match page.await {
         Ok(page) => Html(page.into_string()).into_response(),
@@ -53,7 +53,7 @@ pub(super) async fn page(
     }
 }
 
-fn show(listing: &Listing, counts: &[Count]) -> Markup {
+fn show(who: &Who, listing: &Listing, counts: &[Count]) -> Markup {
     let filter = &listing.filter;
     let to = |path: &str, filter: Filter| Listing { filter, ..listing.clone() }.link(path);
     let mut lines: Vec<&str> = counts.iter().map(|c| c.line.as_str()).chain(filter.line.as_deref()).collect();
@@ -116,5 +116,5 @@ fn show(listing: &Listing, counts: &[Count]) -> Markup {
             }
         }
     };
-    Frame::new("Exports").around(body)
+    Frame::new("Exports").here(Here::Exports).who(who).around(body)
 }
