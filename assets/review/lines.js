@@ -8,6 +8,11 @@ const refreshLines = gathered(async () => {
   const fresh = (await load(location.href)).getElementById("lines");
   const lines = byId("lines");
   const on = lines.contains(document.activeElement) ? document.activeElement.closest("[data-line]")?.dataset.line : null;
+  // a live picture goes on as it is
+  for (const picture of fresh.querySelectorAll("[data-watch]")) {
+    const shown = [...lines.querySelectorAll("[data-watch]")].find((old) => old.dataset.watch === picture.dataset.watch);
+    if (shown) picture.replaceWith(shown);
+  }
   lines.replaceChildren(...fresh.childNodes);
   // a link that has the focus keeps it
   if (on) [...lines.querySelectorAll("[data-line]")].find((line) => line.dataset.line === on)?.querySelector("a")?.focus();

@@ -299,7 +299,11 @@ fn router(app: App, made: Router<App>, desk: Desk, guard: Guard) -> Router {
 
 /// Text that is not tiny; pictures are compressed as they are, and a stream must come as it is told.
 fn worth_compressing() -> impl Predicate {
-    DefaultPredicate::new().and(SizeAbove::new(1024)).and(NotForContentType::const_new("application/zip"))
+    DefaultPredicate::new()
+        .and(SizeAbove::new(1024))
+        .and(NotForContentType::const_new("application/zip"))
+        // a live picture: it would wait in the compressor
+        .and(NotForContentType::const_new("multipart/x-mixed-replace"))
 }
 
 async fn add_headers(request: Request, next: Next) -> Response {

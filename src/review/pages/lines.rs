@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::{Html, IntoResponse, Response};
 use jiff::Timestamp;
 use maud::{Markup, html};
+use serde::Deserialize;
 
 use super::layout::{Frame, Here, Key, refusal};
 use super::parts::{age, duration, grouped, share_of, sparkline};
@@ -15,7 +16,7 @@ use super::view::View;
 use crate::event::{Check, LineReport, LineState};
 use crate::review::accounts::Who;
 use crate::review::api::App;
-use crate::review::lines::VERDICTS;
+use crate::review::lines::{LINES, VERDICTS};
 use crate::review::reports::LineNow;
 use crate::review::show;
 use crate::review::store::Filter;
@@ -25,10 +26,22 @@ const STEP: (i64, usize) = (10, 48);
 
 const KEYS: &[Key] = &[("J K", "next line, line before"), ("Enter", "the line's anomalies"), ("?", "this help")];
 
-pub(super) async fn page(State(app): State<App>, who: Who) -> Response {
+/// The query of the page.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct LinesQuery {
+    /// The line whose live picture is shown.
+    watch: Option<String>,
+}
+
+pub(super) async fn page(State(app): State<App>, who: Who, Query(query): Query<LinesQuery>) -> Response {
     match app.run(|store| Ok((store.lines()?, store.history(STEP.0, STEP.1)?))).await {
         Ok((lines, history)) => {
-            Html(lines_page(&who, &lines, &history, Timestamp::now()).into_string()).into_response()
+            let live = |line: &str| {
+                app.pictures
+                    .has(line)
+                    .then(|| if query.watch.as_deref() == Some(line) { Live::Shown } else { Live::There })
+            };
+            Html(lines_page(&who, &lines, &history, &live, Timestamp::now()).into_string()).into_response()
         }
         Err(problem) => refusal(&problem),
     }
@@ -44,9 +57,23 @@ fn alerts(report: &LineReport) -> impl Iterator<Item = (&str, &String, &Check)> 
     health.chain(report.drift.iter().map(|(name, c)| ("scores", name, c))).filter(|(_, _, c)| c.alert)
 }
 
+/// A line's live picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Live {
+    /// It can be shown.
+    There,
+    Shown,
+}
+
 pub(super) type History = BTreeMap<String, Vec<[u64; 4]>>;
 
-pub(super) fn lines_page(who: &Who, lines: &[LineNow], history: &History, now: Timestamp) -> Markup {
+pub(super) fn lines_page(
+    who: &Who,
+    lines: &[LineNow],
+    history: &History,
+    live: &dyn Fn(&str) -> Option<Live>,
+    now: Timestamp,
+) -> Markup {
     let mut states: BTreeMap<&str, usize> = BTreeMap::new();
     for line in lines {
         *states.entry(state(line, now)).or_default() += 1;
@@ -68,7 +95,7 @@ pub(super) fn lines_page(who: &Who, lines: &[LineNow], history: &History, now: T
                     p { "Lines that run with a review endpoint report here every ten seconds." }
                 }
             } @else {
-                div .lines { @for line in lines { (card(line, history.get(&line.report.line), now)) } }
+                div .lines { @for line in lines { (card(line, history.get(&line.report.line), live(&line.report.line), now)) } }
             }
         }
     };
@@ -77,7 +104,7 @@ pub(super) fn lines_page(who: &Who, lines: &[LineNow], history: &History, now: T
     Frame::new("Lines").here(Here::Lines).who(who).head(refresh).keys(KEYS).scripts(&["lines.js"]).around(body)
 }
 
-fn card(line: &LineNow, history: Option<&Vec<[u64; 4]>>, now: Timestamp) -> Markup {
+fn card(line: &LineNow, history: Option<&Vec<[u64; 4]>>, live: Option<Live>, now: Timestamp) -> Markup {
     let (r, c) = (&line.report, &line.report.counters);
     let (state, silent) = (state(line, now), line.is_silent(now));
     let counts = [c.passed, c.rejected, c.unsure, c.missed];
@@ -127,9 +154,24 @@ fn card(line: &LineNow, history: Option<&Vec<[u64; 4]>>, now: Timestamp) -> Mark
                 @if c.reconnects > 0 { (grouped(c.reconnects)) " reconnects · " }
                 (r.model.name) " " (r.model.version) ", threshold " (show::number(r.threshold))
             }
-            p .links { a href=(anomalies.link("/")) { "Anomalies of this line" } }
+            @if live == Some(Live::Shown) {
+                img .live-picture data-watch=(r.line) src={ (LINES) "/" (segment(&r.line)) "/live.mjpeg" } alt={ "Live picture of line " (r.line) };
+            }
+            p .links {
+                a href=(anomalies.link("/")) { "Anomalies of this line" }
+                @match live {
+                    Some(Live::There) => a href={ "/lines?watch=" (segment(&r.line)) } { "Live picture" },
+                    Some(Live::Shown) => a href="/lines" { "Close the live picture" },
+                    None => {}
+                }
+            }
         }
     }
+}
+
+/// A name as a segment of a path, or as a value of a query.
+fn segment(name: &str) -> String {
+    percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 fn figure(name: &str, value: &str) -> Markup {

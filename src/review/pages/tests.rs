@@ -92,7 +92,7 @@ fn pages(text: &str) -> String {
     };
     let item = Item { view: &view, found: &found, who: &who, now }.page();
     let history = History::from([(text.to_owned(), vec![[1, 1, 0, 0]; 4])]);
-    let lines = lines_page(&who, &[line(text)], &history, now);
+    let lines = lines_page(&who, &[line(text)], &history, &|_| Some(super::lines::Live::Shown), now);
     let insight = insight_page(text, &who);
     [queue(vec![anomaly(text, 1)]), queue(vec![]), item, lines, insight].map(Markup::into_string).concat()
 }
