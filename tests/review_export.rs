@@ -1,7 +1,11 @@
 //! Exports of reviewed anomalies over real HTTP, read back by readers that are not ours; what people decided goes back into
 //! `evaluate` and `teach`. The formats' own readers are asked in tests/ui/exports.py.
 
-#![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside test functions, not in their helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy.toml allows them inside test functions, not in their helpers"
+)]
 
 mod support;
 
@@ -11,7 +15,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use linesight::capture::{Capture, Source};
 use linesight::event::Event;
+use linesight::prepare::shrink::{Crop, Shrinker, Size};
 use linesight::review::store::{Decision, NewAnomaly, NewReview, ObjectName, SqliteStore, Store};
 use linesight::review::{Config, Server};
 use reqwest::blocking::{Client, Response};
@@ -568,12 +574,21 @@ fn evaluate_and_teach_take_it_back() {
             .unwrap();
     let good = dir.path().join("good");
     std::fs::create_dir(&good).unwrap();
-    for (i, still) in support::stills("sample-teach", support::GOOD_STILLS).into_iter().enumerate() {
-        let (x, y) =
-            ((support::STILL - cut.0.min(support::STILL)) / 2, (support::STILL - cut.1.min(support::STILL)) / 2);
-        let still = image::imageops::crop_imm(&still, x, y, cut.0, cut.1).to_image();
-        assert_eq!(still.dimensions(), cut, "the cut is no larger than a still");
-        still.save(good.join(format!("{i:02}.png"))).unwrap();
+    let mut capture =
+        Capture::open(&Source::parse(asset("sample-teach.mp4").to_str().unwrap()).unwrap(), false).unwrap();
+    for (i, part) in support::truth("sample-teach").parts[..support::GOOD_STILLS].iter().enumerate() {
+        let frame = loop {
+            let frame = capture.next_frame().unwrap().unwrap();
+            if frame.seq == part.centre {
+                break frame;
+            }
+        };
+        let y = (part.y + part.size / 2).saturating_sub(cut.1 / 2).min(frame.height() - cut.1);
+        let crop = Crop { x: (frame.width() - cut.0) as i32 / 2, y: y as i32, width: cut.0, height: cut.1 };
+        let size = Size { width: cut.0, height: cut.1 };
+        let mut rgb = vec![0; size.area() * 3];
+        Shrinker::new().rgb(&frame, crop, size, &mut rgb).unwrap();
+        RgbImage::from_raw(cut.0, cut.1, rgb).unwrap().save(good.join(format!("{i:02}.png"))).unwrap();
     }
     let model = dir.path().join("model");
     linesight(["teach", "--good", good.to_str().unwrap(), "--method", "ppca", "--out", model.to_str().unwrap()])
