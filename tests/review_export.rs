@@ -549,17 +549,17 @@ fn evaluate_and_teach_take_it_back() {
         client().get(format!("{}/api/v1/anomalies?limit=200", server.url())).send().unwrap().json().unwrap();
     let items = list["items"].as_array().unwrap();
     assert_eq!(items.len(), rejected);
-    // two of the defective parts are called false alarms, so that there are good pictures
+    // good parts are false alarms, and two of the others are called so, that there are enough good pictures
     let mut decided: BTreeMap<String, usize> = BTreeMap::new();
     for (n, item) in items.iter().enumerate() {
         let part = item["event"]["part"].as_u64().unwrap();
-        let label = truth.parts.iter().find(|p| p.part == part).map_or("other", |p| p.label.as_str());
-        let body = if n < 2 {
-            json!({"decision": "false-alarm"})
-        } else {
-            json!({"decision": "defect", "defect_type": label})
+        let label = truth.parts.iter().find(|p| p.part == part).unwrap().label.to_lowercase();
+        let label = if n < 2 { "good".to_owned() } else { label };
+        let body = match label.as_str() {
+            "good" => json!({"decision": "false-alarm"}),
+            _ => json!({"decision": "defect", "defect_type": label}),
         };
-        *decided.entry(if n < 2 { "good".into() } else { label.to_lowercase() }).or_default() += 1;
+        *decided.entry(label).or_default() += 1;
         let url = format!("{}/api/v1/anomalies/{}/reviews", server.url(), item["id"].as_str().unwrap());
         let answer =
             client().post(url).header("content-type", "application/json").body(body.to_string()).send().unwrap();
@@ -596,14 +596,15 @@ fn evaluate_and_teach_take_it_back() {
     let report =
         linesight(["evaluate", "--model", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--json"]).json();
     println!("{report:#}");
-    assert_eq!(report["good"].as_u64(), Some(2));
+    let good_ones = decided["good"];
+    assert_eq!(report["good"].as_u64(), Some(good_ones as u64));
     assert_eq!(report["images"].as_u64(), Some(rejected as u64));
     let kinds: BTreeMap<String, usize> = report["per_defect"]
         .as_array()
         .unwrap()
         .iter()
         .map(|k| (k["label"].as_str().unwrap().to_owned(), k["images"].as_u64().unwrap() as usize))
-        .chain([("good".to_owned(), 2)])
+        .chain([("good".to_owned(), good_ones)])
         .collect();
     assert_eq!(kinds, decided);
     assert!(report["pixel_auroc"].as_f64().unwrap() > 0.8, "the masks lie where the defects are");
