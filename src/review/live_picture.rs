@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -26,9 +27,10 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures_util::stream;
 use image::{ImageFormat, ImageReader};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::accounts::{Role, Who};
 use super::api::App;
@@ -151,14 +153,21 @@ pub fn routes() -> Router<App> {
 }
 
 #[derive(Debug, Deserialize)]
-struct Question {
+pub(super) struct Question {
     /// Seconds to wait for somebody to look.
     #[serde(default)]
     hold: u64,
 }
 
+/// How many pictures are wanted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Wanted {
+    /// A second.
+    fps: f64,
+}
+
 fn wanted(is: bool) -> Response {
-    if is { Json(serde_json::json!({ "fps": FPS })).into_response() } else { StatusCode::NO_CONTENT.into_response() }
+    if is { Json(Wanted { fps: FPS }).into_response() } else { StatusCode::NO_CONTENT.into_response() }
 }
 
 fn named(line: &str) -> Result<(), Problem> {
@@ -168,13 +177,29 @@ fn named(line: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A line asks whether somebody looks.
-async fn ask(
+/// Ask whether somebody looks at a line
+#[utoipa::path(
+    get,
+    path = "/api/v1/lines/{line}/picture",
+    tag = "live",
+    params(
+        ("line" = String, Path, description = "The line's name", min_length = 1, max_length = 200),
+        ("hold" = Option<u64>, Query, description = "Seconds to wait for somebody to look, at most 20"),
+    ),
+    responses(
+        (status = 200, description = "Somebody does: send pictures", body = Wanted),
+        (status = 204, description = "Nobody does"),
+        (status = 400, description = "It cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many lines ask", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn ask(
     State(app): State<App>,
     Path(line): Path<String>,
-    Query(question): Query<Question>,
+    question: Result<Query<Question>, QueryRejection>,
 ) -> Result<Response, Problem> {
     named(&line)?;
+    let Query(question) = question.map_err(|e| Problem::bad_request(e.body_text()))?;
     let hold = Duration::from_secs(question.hold).min(HOLD);
     let (looked_at, began) = app.pictures.asked(&line)?;
     if looked_at {
@@ -188,8 +213,28 @@ async fn ask(
     Ok(wanted(app.pictures.asked(&line)?.0))
 }
 
-/// A line sends a picture.
-async fn take(State(app): State<App>, Path(line): Path<String>, request: Request) -> Result<Response, Problem> {
+/// Send a line's live picture
+#[utoipa::path(
+    put,
+    path = "/api/v1/lines/{line}/picture",
+    tag = "live",
+    params(("line" = String, Path, description = "The line's name", min_length = 1, max_length = 200)),
+    request_body(content = Vec<u8>, content_type = "image/jpeg"),
+    responses(
+        (status = 200, description = "It is shown: send more", body = Wanted),
+        (status = 204, description = "Nobody looks any more"),
+        (status = 400, description = "It cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "It took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "More than this server takes", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Another media type", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "It is no picture of a size that is taken", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn take(
+    State(app): State<App>,
+    Path(line): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
     named(&line)?;
     if request.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "image/jpeg") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a live picture is an image/jpeg"));
@@ -208,8 +253,21 @@ async fn take(State(app): State<App>, Path(line): Path<String>, request: Request
     Ok(wanted(app.pictures.show(&line, jpeg)))
 }
 
-/// The pictures of a line as they come, each in the place of the one before (`multipart/x-mixed-replace`).
-async fn stream_of(State(app): State<App>, who: Who, Path(line): Path<String>) -> Result<Response, Problem> {
+/// Look at a line
+///
+/// The pictures as they come, each in the place of the one before (`multipart/x-mixed-replace`).
+#[utoipa::path(
+    get,
+    path = "/api/v1/lines/{line}/live.mjpeg",
+    tag = "live",
+    params(("line" = String, Path, description = "The line's name", min_length = 1, max_length = 200)),
+    responses(
+        (status = 200, description = "The stream, without an end", content_type = "multipart/x-mixed-replace", body = Vec<u8>),
+        (status = 404, description = "The line has no live picture", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Too many look", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn stream_of(State(app): State<App>, who: Who, Path(line): Path<String>) -> Result<Response, Problem> {
     who.must(Role::Viewer)?;
     let viewer = app.pictures.look(&line)?;
     let parts = stream::unfold(viewer, |mut viewer| async {

@@ -11,7 +11,8 @@ use axum::extract::rejection::QueryRejection;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::store::Entry;
 use super::{Desk, Role, Who};
@@ -34,6 +35,14 @@ pub struct AuditQuery {
     pub limit: Option<usize>,
 }
 
+/// A page of the audit.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::review) struct AuditPage {
+    items: Vec<Entry>,
+    /// `before` of the next page.
+    next: Option<i64>,
+}
+
 /// Lines, newest first, and where the next page begins.
 pub(super) async fn page_of(desk: &Desk, query: &AuditQuery) -> Result<(Vec<Entry>, Option<i64>), Problem> {
     let (before, limit) = (query.before, query.limit.unwrap_or(LIMIT.0));
@@ -47,7 +56,22 @@ pub(super) async fn page_of(desk: &Desk, query: &AuditQuery) -> Result<(Vec<Entr
     Ok((entries, next))
 }
 
-async fn audit(
+/// Read the audit
+#[utoipa::path(
+    get,
+    path = "/api/v1/audit",
+    tag = "accounts",
+    params(
+        ("before" = Option<i64>, Query, description = "Lines before this one"),
+        ("limit" = Option<usize>, Query, description = "Lines in a page, 100 when not given", minimum = 1, maximum = 1000),
+    ),
+    responses(
+        (status = 200, description = "What was done, newest first", body = AuditPage),
+        (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "Not with this role", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::review) async fn audit(
     who: Who,
     Extension(desk): Extension<Desk>,
     query: Result<Query<AuditQuery>, QueryRejection>,
@@ -55,5 +79,5 @@ async fn audit(
     who.must(Role::Admin)?;
     let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
     let (items, next) = page_of(&desk, &query).await?;
-    Ok(Json(serde_json::json!({ "items": items, "next": next })).into_response())
+    Ok(Json(AuditPage { items, next }).into_response())
 }

@@ -19,8 +19,9 @@ use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseB
 use utoipa::{Modify, OpenApi};
 
 use super::App;
-use crate::review::pages::Frame;
+use crate::review::pages::{self, Frame};
 use crate::review::problem::Problem;
+use crate::review::{accounts, export, live_picture};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +31,16 @@ use crate::review::problem::Problem;
             Every answer other than success is a problem detail (RFC 9457).",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
         contact(),
+    ),
+    // routes that are made elsewhere, for what they need besides the store
+    paths(
+        export::export,
+        export::plan,
+        accounts::api::audit,
+        pages::live::events,
+        live_picture::ask,
+        live_picture::take,
+        live_picture::stream_of,
     ),
     components(schemas(Problem)),
     modifiers(&Refusals),

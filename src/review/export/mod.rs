@@ -41,6 +41,8 @@ use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
+use utoipa::ToSchema;
+
 use super::accounts::{Role, Who};
 use super::api::App;
 use super::api::query::{ListQuery, Listing, listing};
@@ -64,7 +66,7 @@ const SAMPLED: usize = 16;
 const DEFECT: &str = "defect";
 
 /// A format to export to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     Coco,
@@ -244,7 +246,7 @@ struct Wanted {
 
 /// What the query has beyond that of a list.
 #[derive(Debug, Default, Deserialize)]
-struct Options {
+pub(in crate::review) struct Options {
     /// `no`: what is said about the pictures, without them.
     images: Option<String>,
     /// `frame`: MVTec AD with whole frames.
@@ -296,8 +298,8 @@ fn walk(store: &dyn Store, wanted: &Wanted, mut each: impl FnMut(&Anomaly) -> Re
 }
 
 /// What an export would hold, for who wants to show how far a download is.
-#[derive(Debug, Serialize)]
-struct Plan {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::review) struct Plan {
     format: Format,
     /// That the download holds.
     items: u64,
@@ -312,7 +314,19 @@ struct Plan {
     bytes_about: Option<u64>,
 }
 
-async fn plan(
+/// Say what a download would hold
+#[utoipa::path(
+    get,
+    path = "/api/v1/exports/{format}/plan",
+    tag = "exports",
+    params(("format" = inline(Format), Path, description = "The format"), ListQuery),
+    responses(
+        (status = 200, description = "What it would hold", body = Plan),
+        (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such format", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::review) async fn plan(
     State(app): State<App>,
     who: Who,
     UrlPath(format): UrlPath<String>,
@@ -347,7 +361,22 @@ async fn survey(app: &App, wanted: Wanted) -> Result<Survey, Problem> {
     survey
 }
 
-async fn export(
+/// Download what was reviewed, in another tool's format
+///
+/// The query is that of the list; what is reviewed unless it says otherwise. A zip of pictures and annotations, or CSV.
+#[utoipa::path(
+    get,
+    path = "/api/v1/exports/{format}",
+    tag = "exports",
+    params(("format" = inline(Format), Path, description = "The format"), ListQuery),
+    responses(
+        (status = 200, description = "The download", content((Vec<u8> = "application/zip"), (String = "text/csv; charset=utf-8"))),
+        (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such format", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Too many downloads at a time", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::review) async fn export(
     State(app): State<App>,
     Extension(exports): Extension<Arc<Exports>>,
     who: Who,

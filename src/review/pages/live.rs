@@ -31,7 +31,19 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How soon a page asks again when the stream breaks.
 const RETRY: Duration = Duration::from_secs(1);
 
-pub(super) async fn events(State(app): State<App>, who: Who) -> Response {
+/// Hear what changes
+///
+/// Server-sent events: `anomaly`, `review` and `line` say what changed, `behind` that some were missed.
+#[utoipa::path(
+    get,
+    path = "/api/v1/live",
+    tag = "live",
+    responses(
+        (status = 200, description = "The stream, without an end", body = String, content_type = "text/event-stream"),
+        (status = 503, description = "Too many listen", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::review) async fn events(State(app): State<App>, who: Who) -> Response {
     if let Err(problem) = who.must(Role::Viewer) {
         return problem.into_response();
     }

@@ -19,7 +19,7 @@ mod insight;
 mod item;
 mod layout;
 mod lines;
-mod live;
+pub(in crate::review) mod live;
 mod parts;
 mod queue;
 #[cfg(test)]
