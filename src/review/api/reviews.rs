@@ -196,7 +196,7 @@ fn names_schema() -> Array {
         .schema_type(Type::String)
         .min_length(Some(1))
         .max_length(Some(MAX_DEFECT_TYPE))
-        .pattern(Some(r"^\S(.*\S)?$")); // spaces around are cut off, so that two could be the same
+        .pattern(Some(r"^\S([\s\S]*\S)?$")); // spaces around are cut off, so that two could be the same
     ArrayBuilder::new().items(name).max_items(Some(MAX_DEFECT_TYPES)).unique_items(true).build()
 }
 
