@@ -232,6 +232,6 @@ fn agreement(db: &Connection, scope: &Scope, since: i64, until: i64) -> rusqlite
             kappa: kappa(&table),
         })
         .collect();
-    pairs.sort_by(|x, y| y.both.cmp(&x.both));
+    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.both));
     Ok(Agreement { anomalies, pairs })
 }
