@@ -5,16 +5,16 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test fault soak bench lint deb clean
+.PHONY: help setup build demo test test-ui fault soak bench lint deb clean
 
 # In CI the committed Cargo.lock is what is tested; while developing, cargo may bring it up to date.
 CARGO_FLAGS := $(if $(CI),--locked)
 # What has full counts, which take long.
-FAULT_TESTS := audit config corruption delivery ledger lossless outage respond run service sources targets
+FAULT_TESTS := audit config corruption delivery ledger lossless outage respond review_load run service sources targets
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## install the missing system packages and the OpenVINO runtime
 	@scripts/setup
@@ -30,6 +30,11 @@ demo: build ## teach, inspect and review the bundled sample
 test: setup .venv/stamp ## run all tests
 	.venv/bin/python models/make_backbones.py check
 	cargo test $(CARGO_FLAGS)
+
+# The pages in a real browser, fed by the debug binary. What they look like is left in target/ui.
+test-ui: setup tests/ui/node_modules/stamp ## try the review pages in a browser
+	cargo build $(CARGO_FLAGS)
+	PATH="$(CURDIR)/.venv-ui/bin:$$PATH" node --test --test-reporter=spec tests/ui/review.test.js
 
 fault: setup ## run the fault tests with their full counts (an hour and more)
 	LINESIGHT_FAULT=full cargo test $(CARGO_FLAGS) $(addprefix --test ,$(FAULT_TESTS)) --no-fail-fast -- --nocapture --test-threads=1
@@ -54,6 +59,19 @@ deb: build ## make a Debian package in target/debian
 
 clean: ## remove what was built; what setup fetched stays
 	cargo clean
+
+# npm's own lock file says what is installed. Where there is no node of 18.19 or newer, it comes from PyPI, as do the
+# readers of the exports' formats.
+tests/ui/node_modules/stamp: tests/ui/package-lock.json .venv-ui/stamp
+	cd tests/ui && PATH="$(CURDIR)/.venv-ui/bin:$$PATH" npm ci --no-fund --no-audit --ignore-scripts --silent
+	touch $@
+
+.venv-ui/stamp: tests/ui/requirements.txt tests/ui/node.txt tests/ui/node | setup
+	rm -rf .venv-ui
+	python3 -m venv .venv-ui
+	.venv-ui/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<
+	tests/ui/node
+	touch $@
 
 # Python is for remaking and checking the bundled models only. The stamp is written last, so that an interrupted
 # installation is made anew.

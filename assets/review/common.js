@@ -225,6 +225,16 @@ const live = (() => {
   };
 })();
 
+// A picture that could not be had, because the server was away for a moment, is asked for again.
+document.addEventListener("error", (event) => {
+  const picture = event.target;
+  const name = picture instanceof SVGImageElement ? "href" : picture instanceof HTMLImageElement ? "src" : null;
+  const tries = Number(picture.dataset?.tries ?? 0);
+  if (!name || tries >= 5) return;
+  picture.dataset.tries = tries + 1;
+  setTimeout(() => picture.setAttribute(name, picture.getAttribute(name)), 1000 * 2 ** tries);
+}, true);
+
 // Runs `work` soon, and not again before it is done and `ms` have passed, however often it is asked for.
 function gathered(work, ms) {
   let asked = false;

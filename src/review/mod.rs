@@ -3,7 +3,7 @@
 //! Threads: `review` runs the server's own tokio runtime (one thread, so that an embedded server takes little from the
 //! inspection beside it); calls that block run in its pool, threads named `review-io`.
 //!
-//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`thumbs`] makes pictures small, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
+//! [`store`] and [`reports`] keep, [`accounts`] knows who asks, [`thumbs`] makes pictures small, [`export`] hands reviewed anomalies to other tools, [`live`] tells open pages what changed, [`upload`] checks what comes in, [`api`], [`lines`] and [`pages`] answer, [`guard`] keeps
 //! strangers' web pages out, [`problem`] is how the API says no, `show` how values look.
 //!
 //! Invariants:
@@ -15,6 +15,7 @@
 
 pub mod accounts;
 pub mod api;
+pub mod export;
 pub mod guard;
 pub mod lines;
 pub mod live;
@@ -44,6 +45,7 @@ use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Pr
 
 use crate::error::{Context, Error, Result};
 use api::App;
+use export::Exports;
 use guard::Guard;
 use live::{Change, Live};
 use store::retain::Keeper;
@@ -107,10 +109,17 @@ impl Server {
             true => None,
             false => Some(Keeper::start(store.clone(), config.retention)?),
         };
-        Self::serve(listener, store, Thumbs::new(&config.data_dir), keeper)
+        let made = thumbs::routes(Thumbs::new(&config.data_dir)).merge(export::routes(Exports::new(&config.data_dir)));
+        Self::serve(listener, store, made, keeper)
     }
 
-    fn serve(listener: TcpListener, store: Arc<dyn Store>, thumbs: Thumbs, keeper: Option<Keeper>) -> Result<Server> {
+    /// Serves a store; `made` are the routes of what is made from it and needs the disk.
+    fn serve(
+        listener: TcpListener,
+        store: Arc<dyn Store>,
+        made: Router<App>,
+        keeper: Option<Keeper>,
+    ) -> Result<Server> {
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
@@ -127,7 +136,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let app = App::new(store);
         let live = app.live.clone();
-        let router = router(app, thumbs, Guard::new(addr));
+        let router = router(app, made, Guard::new(addr));
         let thread = std::thread::Builder::new()
             .name("review".into())
             .spawn(move || {
@@ -213,10 +222,10 @@ async fn serve_until(listener: tokio::net::TcpListener, router: Router, live: Li
     }
 }
 
-fn router(app: App, thumbs: Thumbs, guard: Guard) -> Router {
+fn router(app: App, made: Router<App>, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
-        .merge(thumbs::routes(thumbs))
+        .merge(made)
         .merge(pages::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)

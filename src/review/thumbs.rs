@@ -28,7 +28,7 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
 use fast_image_resize as fr;
-use image::{DynamicImage, ImageDecoder, ImageEncoder, ImageFormat, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, Limits};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -51,8 +51,8 @@ const PIXELS: u64 = 50_000_000;
 const DECODED: u64 = 256 << 20;
 /// Bytes of the cache.
 const CACHE: u64 = 1 << 30;
-/// Quality of the JPEGs, 1..100.
-const QUALITY: u8 = 80;
+/// Quality of the JPEGs, 1..100: 24 cards are to stay far below 200 KB, and whoever looks closely gets the frame itself.
+const QUALITY: u8 = 58;
 
 /// A small picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,8 +93,8 @@ impl Thumb {
     /// It is no larger than this. A heatmap has no detail that would need more.
     fn most(self) -> (u32, u32) {
         match self {
-            Thumb::Card => (480, 360),
-            Thumb::CardHeat => (240, 180),
+            Thumb::Card => (400, 300),
+            Thumb::CardHeat => (160, 120),
             Thumb::Preview => (1280, MAX_SIDE),
             Thumb::PreviewHeat => (480, MAX_SIDE),
         }
@@ -362,9 +362,11 @@ fn small(anomaly: &Anomaly, source: DynamicImage, thumb: Thumb) -> Result<Vec<u8
     if thumb.is_heat() {
         paletted_png(&mut out, &pixels, w, h).failed(cannot)?;
     } else {
-        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, QUALITY)
-            .write_image(&pixels, w, h, image::ExtendedColorType::Rgb8)
-            .failed(cannot)?;
+        let side = |side| u16::try_from(side).failed(cannot);
+        let mut encoder = jpeg_encoder::Encoder::new(&mut out, QUALITY);
+        encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
+        encoder.set_optimized_huffman_tables(true);
+        encoder.encode(&pixels, side(w)?, side(h)?, jpeg_encoder::ColorType::Rgb).failed(cannot)?;
     }
     Ok(out)
 }

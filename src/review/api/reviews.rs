@@ -196,7 +196,7 @@ fn names_schema() -> Array {
         .schema_type(Type::String)
         .min_length(Some(1))
         .max_length(Some(MAX_DEFECT_TYPE))
-        .pattern(Some(r"^\S([\s\S]*\S)?$")); // spaces around are cut off, so that two could be the same
+        .pattern(Some(r"\S"));
     ArrayBuilder::new().items(name).max_items(Some(MAX_DEFECT_TYPES)).unique_items(true).build()
 }
 
@@ -207,6 +207,28 @@ struct DefectTypesBody {
     /// In the order of their keys, each once.
     #[schema(schema_with = names_schema)]
     items: Vec<String>,
+}
+
+/// What is cut off at the ends: white space, and what JSON Schema's `\\s` takes for it.
+fn blank(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// Checks a site's own list; the API and the form of the pages take the same.
+pub(in crate::review) fn checked_types(names: Vec<String>) -> Result<Vec<String>, Problem> {
+    let names: Vec<String> = names.iter().map(|name| name.trim_matches(blank).to_owned()).collect();
+    if names.len() > MAX_DEFECT_TYPES {
+        return Err(Problem::unprocessable(format!("a site has at most {MAX_DEFECT_TYPES} defect types")));
+    }
+    if names.iter().any(|name| name.is_empty() || name.chars().count() > MAX_DEFECT_TYPE) {
+        return Err(Problem::unprocessable(format!(
+            "a defect type must have between 1 and {MAX_DEFECT_TYPE} characters"
+        )));
+    }
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(Problem::unprocessable(format!("defect type {:?} is given twice", twice.1)));
+    }
+    Ok(names)
 }
 
 /// Set the site's own names of defects
@@ -230,18 +252,7 @@ async fn set_defect_types(
     sent: Result<Json<DefectTypesBody>, JsonRejection>,
 ) -> Result<Response, Problem> {
     who.must(Role::Admin)?;
-    let names: Vec<String> = body(sent)?.items.iter().map(|name| name.trim().to_owned()).collect();
-    if names.len() > MAX_DEFECT_TYPES {
-        return Err(Problem::unprocessable(format!("a site has at most {MAX_DEFECT_TYPES} defect types")));
-    }
-    if names.iter().any(|name| name.is_empty() || name.chars().count() > MAX_DEFECT_TYPE) {
-        return Err(Problem::unprocessable(format!(
-            "a defect type must have between 1 and {MAX_DEFECT_TYPE} characters"
-        )));
-    }
-    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(Problem::unprocessable(format!("defect type {:?} is given twice", twice.1)));
-    }
+    let names = checked_types(body(sent)?.items)?;
     let kept = names.clone();
     app.run(move |store| store.set_defect_types(&kept)).await?;
     Ok(Json(DefectTypesBody { items: names }).into_response())

@@ -14,7 +14,7 @@ use super::view::View;
 use crate::review::accounts::{Role, Who};
 use crate::review::api::App;
 use crate::review::api::query::ListQuery;
-use crate::review::api::reviews::ReviewBody;
+use crate::review::api::reviews::{ReviewBody, checked_types};
 use crate::review::live::Change;
 use crate::review::problem::Problem;
 use crate::review::store::Decision;
@@ -79,6 +79,28 @@ pub(super) async fn undo(
             app.live.tell(Change::Review { id });
         }
         Ok(view.first().link(&format!("/anomalies/{id}")))
+    };
+    lead(done.await)
+}
+
+/// The site's own list, one name a line.
+#[derive(Debug, Deserialize)]
+pub(super) struct Types {
+    names: String,
+}
+
+pub(super) async fn defect_types(
+    State(app): State<App>,
+    who: Who,
+    sent: Result<Form<Types>, FormRejection>,
+) -> Response {
+    let done = async {
+        who.must(Role::Admin)?;
+        let Form(Types { names }) = sent.map_err(|e| Problem::new(e.status(), e.body_text()))?;
+        let lines = names.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned);
+        let names = checked_types(lines.collect())?;
+        app.run(move |store| store.set_defect_types(&names)).await?;
+        Ok("/insights#types".to_owned())
     };
     lead(done.await)
 }

@@ -268,10 +268,10 @@ impl Item<'_> {
                     ul {
                         @for other in near {
                             li {
-                                a href=(self.to(other.event.id)) aria-label=(format!("Part {}, {}", other.event.part, show::age(self.now, other.event.captured_at))) {
+                                a href=(self.to(other.event.id)) {
                                     span .picture {
-                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="480" height="360" loading="lazy" decoding="async";
-                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="480" height="360" loading="lazy" decoding="async";
+                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="400" height="300" loading="lazy" decoding="async";
+                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="400" height="300" loading="lazy" decoding="async";
                                     }
                                     span .what {
                                         b { "Part " (grouped(other.event.part)) }

@@ -95,6 +95,7 @@ pub(in crate::review) enum Here {
     Queue,
     Lines,
     Insights,
+    Exports,
     Account,
     Admin,
     Elsewhere,
@@ -110,14 +111,13 @@ pub(in crate::review) struct Frame<'a> {
     who: Option<&'a Who>,
     scripts: &'a [&'a str],
     head: Markup,
-    tools: Markup,
     keys: &'a [Key],
 }
 
 impl<'a> Frame<'a> {
     /// A plain page with the title.
     pub fn new(title: &'a str) -> Frame<'a> {
-        Frame { title, here: Here::Elsewhere, who: None, scripts: &[], head: html! {}, tools: html! {}, keys: &[] }
+        Frame { title, here: Here::Elsewhere, who: None, scripts: &[], head: html! {}, keys: &[] }
     }
     /// Which of the pages in the header it is.
     pub fn here(self, here: Here) -> Self {
@@ -134,10 +134,6 @@ impl<'a> Frame<'a> {
     /// More in its head.
     pub fn head(self, head: Markup) -> Self {
         Frame { head, ..self }
-    }
-    /// What stands in the header for this page.
-    pub fn tools(self, tools: Markup) -> Self {
-        Frame { tools, ..self }
     }
     /// The keys of this page, for the help.
     pub fn keys(self, keys: &'a [Key]) -> Self {
@@ -174,9 +170,9 @@ impl<'a> Frame<'a> {
                             (tab(Here::Queue, "Queue", "/"))
                             (tab(Here::Lines, "Lines", "/lines"))
                             (tab(Here::Insights, "Insights", "/insights"))
+                            (tab(Here::Exports, "Exports", "/exports"))
                         }
                         div .tools {
-                            (self.tools)
                             span #live .live hidden role="status" { "live" }
                             @if !self.keys.is_empty() {
                                 button #help .plain type="button" hidden title="Keys of this page (?)" aria-label="Keys of this page" { "?" }

@@ -15,6 +15,7 @@
 
 mod forms;
 mod histogram;
+mod insight;
 mod item;
 mod layout;
 mod lines;
@@ -40,6 +41,8 @@ pub fn routes() -> Router<App> {
         .route("/anomalies/{id}/review", post(forms::review))
         .route("/anomalies/{id}/undo", post(forms::undo))
         .route("/lines", get(lines::page))
+        .route("/insights", get(insight::page))
+        .route("/insights/defect-types", post(forms::defect_types))
         .route(live::LIVE, get(live::events))
         .route("/assets/{name}", get(layout::asset))
 }

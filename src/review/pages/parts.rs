@@ -96,27 +96,19 @@ pub(super) fn sparkline(values: &[Option<f64>], top: f64, label: &str) -> Markup
     let step = w / values.len().saturating_sub(1).max(1) as f64;
     let y = |v: f64| h - 1.0 - (v / top.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0) * (h - 2.0);
     let (mut line, mut area) = (String::new(), String::new());
-    let mut start = None;
-    let close = |area: &mut String, from: usize, to: usize| {
-        area.push_str(&format!("L{:.1} {h}L{:.1} {h}Z", to as f64 * step, from as f64 * step));
-    };
-    for (i, value) in values.iter().enumerate() {
-        match value {
-            Some(v) => {
-                let point = format!("{}{:.1} {:.1}", if start.is_none() { 'M' } else { 'L' }, i as f64 * step, y(*v));
-                line.push_str(&point);
-                area.push_str(&point);
-                start.get_or_insert(i);
-            }
-            None => {
-                if let Some(from) = start.take() {
-                    close(&mut area, from, i.saturating_sub(1));
-                }
-            }
-        }
-    }
-    if let Some(from) = start {
-        close(&mut area, from, values.len().saturating_sub(1));
+    let mut from = 0;
+    for run in values.chunk_by(|a, b| a.is_some() == b.is_some()) {
+        let start = from;
+        from += run.len();
+        let points: Vec<f64> = run.iter().flatten().copied().map(y).collect();
+        let Some(last) = points.last() else { continue };
+        let x = |i: usize| (start + i) as f64 * step;
+        let path: Vec<String> = points.iter().enumerate().map(|(i, y)| format!("{:.1} {y:.1}", x(i))).collect();
+        let path = path.join("L");
+        // one alone is a dot
+        let dot = if points.len() == 1 { format!("L{:.1} {last:.1}", x(0) + 0.1) } else { String::new() };
+        line.push_str(&format!("M{path}{dot}"));
+        area.push_str(&format!("M{path}L{:.1} {h}L{:.1} {h}Z", x(points.len() - 1), x(0)));
     }
     html! {
         svg .spark viewBox=(format!("0 0 {w} {h}")) preserveAspectRatio="none" role="img" aria-label=(label) {
@@ -171,7 +163,7 @@ mod tests {
     #[test]
     fn a_sparkline_has_gaps_where_there_is_no_value() {
         let svg = sparkline(&[Some(0.0), Some(1.0), None, Some(0.5)], 1.0, "rate").into_string();
-        let wanted = "d=\"M0.0 23.0L33.3 1.0M100.0 12.0\"";
+        let wanted = "d=\"M0.0 23.0L33.3 1.0M100.0 12.0L100.1 12.0\"";
         assert!(svg.contains(wanted), "{svg}");
         assert!(sparkline(&[], 0.0, "none").into_string().contains("d=\"\""));
     }

@@ -25,7 +25,7 @@ const CARDS: usize = 24;
 /// Lines that are shown as chips; more are chosen in the form.
 const LINE_CHIPS: usize = 10;
 /// Width and height of the picture on a card.
-const CARD: (u32, u32) = (480, 360);
+const CARD: (u32, u32) = (400, 300);
 
 const KEYS: &[Key] = &[
     ("J →", "next card"),
@@ -94,7 +94,7 @@ impl Queue<'_> {
                 } @else {
                     div #cards .cards { @for anomaly in items { (self.card(anomaly)) } }
                 }
-                nav .pager aria-label="Pages" {
+                nav .pager aria-label="More of the list" {
                     @if !first { a .button href=(self.view.first().link("/")) { "⇤ First" } }
                     @if let Some(newer) = newer { a .button rel="prev" href=(self.view.from(*newer).link("/")) { "← Before" } }
                     @if let Some(older) = older { a #more .button rel="next" href=(older) { "More →" } }
@@ -324,17 +324,17 @@ impl Queue<'_> {
         let event = &anomaly.event;
         let id = event.id;
         let to = self.view.first().link(&format!("/anomalies/{id}"));
-        let label = format!("{} on {}, part {}", event.verdict.as_str(), event.line, event.part);
         let picture = |class: &str, thumb| {
             html! { img .(class) src=(thumbs::url(id, thumb)) alt="" width=(CARD.0) height=(CARD.1) loading="lazy" decoding="async"; }
         };
         let decision = anomaly.review.as_ref().and_then(|r| r.decision);
         html! {
             article .card .(event.verdict.as_str()) id=(format!("a-{id}")) data-id=(id) data-decision=[decision.map(Decision::as_str)] {
-                a .picture href=(to) aria-label=(label) {
+                a .picture href=(to) {
                     (picture("crop", Thumb::Card))
                     (picture("heat", Thumb::CardHeat))
                     (badge(event.verdict))
+                    span .unseen { " part " (event.part) " on " (event.line) " " }
                     span .verdicts-given { @if let Some(review) = &anomaly.review { (decision_badge(review)) } }
                 }
                 div .facts {

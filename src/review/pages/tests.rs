@@ -2,6 +2,7 @@ use jiff::Timestamp;
 use maud::Markup;
 use uuid::Uuid;
 
+use super::insight::{InsightPage, Question};
 use super::item::{Found, Item};
 use super::lines::{History, lines_page};
 use super::queue::Queue;
@@ -9,6 +10,9 @@ use super::view::View;
 use crate::event::{LineReport, Verdict};
 use crate::review::accounts::{Role, Who};
 use crate::review::reports::{Calibration, LineNow};
+use crate::review::store::stats::{
+    Agreement, Bin, Confusion, Insight, Outcome, Pair, Places, Rate, Scope, Share, TypeCount, WhatIf,
+};
 use crate::review::store::{Anomaly, Count, Decision, Filter, Page, Review};
 
 const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>";
@@ -89,7 +93,68 @@ fn pages(text: &str) -> String {
     let item = Item { view: &view, found: &found, who: &who, now }.page();
     let history = History::from([(text.to_owned(), vec![[1, 1, 0, 0]; 4])]);
     let lines = lines_page(&who, &[line(text)], &history, now);
-    [queue(vec![anomaly(text, 1)]), queue(vec![]), item, lines].map(Markup::into_string).concat()
+    let insight = insight_page(text, &who);
+    [queue(vec![anomaly(text, 1)]), queue(vec![]), item, lines, insight].map(Markup::into_string).concat()
+}
+
+fn insight_page(text: &str, who: &Who) -> Markup {
+    let names = [text.to_owned()];
+    let mut rejects = Places::new();
+    rejects.add(0.5, 0.5);
+    let pair = Pair { a: text.into(), b: text.into(), both: 2, same: 1, kappa: None };
+    let insight = Insight {
+        revision: 1,
+        bucket_minutes: 1,
+        rates: vec![Rate { at: Timestamp::UNIX_EPOCH, pass: 3, reject: 1, unsure: 0, missed: 0 }],
+        anomalies: 1,
+        unreviewed: 0,
+        confusion: vec![Confusion { verdict: "reject".into(), defect: 1, false_alarm: 0, unclear: 0, unreviewed: 0 }],
+        defect_types: vec![TypeCount { defect_type: Some(text.into()), count: 1, cumulated: 1.0 }],
+        defects: rejects.clone(),
+        rejects,
+        precision: Share::new(1, 1),
+        agreement: Agreement { anomalies: 2, pairs: vec![pair] },
+    };
+    let outcome = Outcome {
+        threshold: 1.0,
+        rejects: 1,
+        false_rejects: 0,
+        passes_rejected: 0,
+        escapes: 0,
+        caught: 1,
+        unreviewed: 0,
+        bytes: 1000,
+    };
+    let bin = Bin { low: 0.0, high: 2.0, pass: 3, reject: 1, defect: 1, false_alarm: 0, unclear: 0, unreviewed: 0 };
+    let what_if = WhatIf {
+        revision: 1,
+        line: text.into(),
+        model: text.into(),
+        since: None,
+        until: None,
+        cut: false,
+        parts: 4,
+        unsure: 0,
+        missed: 0,
+        unmatched: 0,
+        mean_bytes: 1000.0,
+        bins: vec![bin],
+        current: outcome,
+        proposed: None,
+    };
+    let scope = Scope { line: Some(text.into()), model: Some(text.into()), since: None, until: None };
+    let question = Question { scope, threshold: None };
+    let page = InsightPage {
+        question: &question,
+        lines: &names,
+        models: &names,
+        types: &names,
+        insight: &insight,
+        what_if: Some(&what_if),
+        who,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    page.page()
 }
 
 #[test]
