@@ -3,13 +3,14 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Version of [`Event`]'s layout; receivers ignore unknown fields, so it changes only when a field changes its meaning.
 pub const EVENT_SCHEMA: u32 = 1;
 
 /// The judgement on one part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The score is at or below the threshold.
@@ -39,7 +40,7 @@ impl Verdict {
 }
 
 /// A connected area of the anomaly map above the threshold. Pixels of the source frame.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Region {
     pub x: u32,
     pub y: u32,
@@ -59,7 +60,7 @@ pub struct Region {
 }
 
 /// Pixels of the source frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rect {
     pub x: u32,
     pub y: u32,
@@ -68,7 +69,7 @@ pub struct Rect {
 }
 
 /// Which model package gave the verdict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ModelId {
     pub name: String,
     pub version: String,
@@ -77,14 +78,14 @@ pub struct ModelId {
 }
 
 /// Width and height of the `frame` picture that comes with an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageSize {
     pub width: u32,
     pub height: u32,
 }
 
 /// One anomaly, as posted to `POST /api/v1/anomalies` in the multipart field `event`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// [`EVENT_SCHEMA`].
     pub schema: u32,
@@ -161,7 +162,7 @@ pub struct LedgerRow {
 }
 
 /// What a line is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LineState {
     /// Opened, no frame yet.
@@ -203,7 +204,7 @@ impl LineState {
 }
 
 /// Parts and frames of a line since the process started.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LineCounters {
     /// Frames taken from the source.
     pub frames: u64,
@@ -223,7 +224,7 @@ pub struct LineCounters {
 }
 
 /// One number of the camera's health, measured about once a second.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
     /// In the check's own unit.
     pub value: f64,
@@ -236,7 +237,7 @@ pub struct Check {
 }
 
 /// What one part was, in a line report: no pictures.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReportRow {
     pub part: u64,
     pub at: Timestamp,
@@ -245,7 +246,7 @@ pub struct ReportRow {
 }
 
 /// Anomalies in the spool.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SpoolDepth {
     pub waiting: u64,
     /// Those of `waiting` that the endpoint refuses.
@@ -254,7 +255,7 @@ pub struct SpoolDepth {
 
 /// A line's report, posted to `POST /api/v1/lines/{line}/report` every [`REPORT_EVERY_S`] seconds; durable and idempotent by
 /// (`line`, `run`, `seq`) as anomalies are by their id.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LineReport {
     /// [`EVENT_SCHEMA`].
     pub schema: u32,

@@ -129,7 +129,7 @@ fn endpoints_that_are_not_right_are_named_with_the_remedy() {
     }
     // a real one: its clock is this machine's
     let home = folder();
-    let config = linesight::review::Config { data_dir: home.path().into(), listen: ([127, 0, 0, 1], 0).into() };
+    let config = linesight::review::Config::new(home.path(), ([127, 0, 0, 1], 0).into());
     let review = linesight::review::Server::start(config).unwrap();
     let seen = ask(&review.url());
     seen.says("endpoint", "ok", &["answers 200"]);

@@ -474,7 +474,7 @@ fn a_changed_file_reloads_one_line() {
 #[test]
 fn reports_and_anomalies_reach_the_review_server() {
     let data = folder();
-    let config = linesight::review::Config { data_dir: data.path().into(), listen: ([127, 0, 0, 1], 0).into() };
+    let config = linesight::review::Config::new(data.path(), ([127, 0, 0, 1], 0).into());
     let review = linesight::review::Server::start(config).unwrap();
     let shared = format!("[review]\nurl = \"{}\"", review.url());
     let mut plant = Plant::new(&shared, &line("belt", &sample(), washer(), "realtime = false"));

@@ -139,10 +139,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
 /// The review server on the wanted port, or on any free one when that is in use.
 fn start_server(data: &Path, port: u16) -> Result<review::Server> {
     let start = |port| {
-        review::Server::start(review::Config {
-            data_dir: data.join("review"),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        })
+        review::Server::start(review::Config::new(data.join("review"), SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
     };
     match start(port) {
         Err(e) if e.kind() == Kind::Missing && port != 0 => {

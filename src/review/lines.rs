@@ -16,18 +16,21 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 
-use axum::Router;
 use axum::body::{Bytes, HttpBody};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::accounts::{Role, Who};
 use super::api::App;
+use super::api::answer::Segments;
 use super::live::Change;
 use super::problem::Problem;
 use super::reports::LineNow;
@@ -54,11 +57,44 @@ const MAX_KEY: usize = 200;
 pub const SILENT_S: f64 = 35.0;
 
 /// The routes under /api/v1/lines.
-pub fn routes() -> Router<App> {
-    Router::new().route(LINES, get(list)).route("/api/v1/lines/{line}/report", post(receive))
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(receive))
 }
 
-async fn receive(State(app): State<App>, Path(line): Path<String>, request: Request) -> Result<Response, Problem> {
+/// What was reported.
+#[derive(Serialize, ToSchema)]
+struct Told {
+    run: uuid::Uuid,
+    seq: u64,
+}
+
+/// Deliver a line's report
+///
+/// Durable and idempotent by line, run and seq: the answer comes when it is on disk, and a repeat changes nothing.
+#[utoipa::path(
+    post,
+    path = "/api/v1/lines/{line}/report",
+    tag = "lines",
+    params(
+        ("line" = String, Path, description = "The line's name, as the report has it", min_length = 1, max_length = 200),
+        ("idempotency-key" = String, Header, description = "The same for each repeat", min_length = 1, max_length = 200),
+    ),
+    request_body = LineReport,
+    responses(
+        (status = 200, description = "It was there before", body = Told),
+        (status = 201, description = "It is new and on disk", body = Told),
+        (status = 400, description = "It cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "It took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "More than this server takes", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Another media type", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "It is not a report of this line", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn receive(
+    State(app): State<App>,
+    Segments(line): Segments<String>,
+    request: Request,
+) -> Result<Response, Problem> {
     if let Err(problem) = preconditions(request.headers()) {
         upload::read_over(request).await;
         return Err(problem);
@@ -88,7 +124,7 @@ async fn receive(State(app): State<App>, Path(line): Path<String>, request: Requ
         app.live.tell(Change::Line { line });
     }
     let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(serde_json::json!({ "run": run, "seq": seq }))).into_response())
+    Ok((status, Json(Told { run, seq })).into_response())
 }
 
 /// What can be refused before the body is read.
@@ -213,8 +249,15 @@ fn numbers(r: &LineReport) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Every line that has reported.
+#[derive(Serialize, ToSchema)]
+struct Lines {
+    items: Vec<LineJson>,
+}
+
 /// A line as the API gives it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Line)]
 struct LineJson {
     line: String,
     /// Nothing was heard of it for [`SILENT_S`].
@@ -223,6 +266,7 @@ struct LineJson {
     age_s: f64,
     received_at: Timestamp,
     /// Parts of the last hour, by verdict.
+    #[schema(value_type = BTreeMap<String, u64>)]
     last_hour: BTreeMap<&'static str, u64>,
     report: LineReport,
 }
@@ -246,7 +290,15 @@ impl LineNow {
     }
 }
 
-async fn list(State(app): State<App>) -> Result<Response, Problem> {
+/// Every line with its last report
+#[utoipa::path(
+    get,
+    path = "/api/v1/lines",
+    tag = "lines",
+    responses((status = 200, description = "By name", body = Lines))
+)]
+async fn list(State(app): State<App>, who: Who) -> Result<Response, Problem> {
+    who.must(Role::Viewer)?;
     let lines = app.run(|store| store.lines()).await?;
     let now = Timestamp::now();
     let items: Vec<LineJson> = lines
@@ -260,5 +312,5 @@ async fn list(State(app): State<App>) -> Result<Response, Problem> {
             report: l.report,
         })
         .collect();
-    Ok(Json(serde_json::json!({ "items": items })).into_response())
+    Ok(Json(Lines { items }).into_response())
 }

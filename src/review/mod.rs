@@ -40,13 +40,16 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use tokio::sync::watch;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate, SizeAbove};
 
 use crate::error::{Context, Error, Result};
 use api::App;
 use export::Exports;
 use guard::Guard;
 use live::{Change, Live};
-use store::{SqliteStore, Store};
+use store::retain::Keeper;
+use store::{Retention, SqliteStore, Store};
 use thumbs::Thumbs;
 
 /// How long open requests may go on after a stop, and blocking calls after that.
@@ -62,7 +65,8 @@ pub const HEADERS: [(header::HeaderName, &str); 6] = [
          base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // with less, the Origin of a plain form would be `null`, which the guard refuses
+    (header::REFERRER_POLICY, "same-origin"),
     (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
@@ -75,6 +79,15 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// A loopback address; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// How long anomalies are kept.
+    pub retention: Retention,
+}
+
+impl Config {
+    /// A server on this address, with no more than that said.
+    pub fn new(data_dir: impl Into<PathBuf>, listen: SocketAddr) -> Config {
+        Config { data_dir: data_dir.into(), listen, retention: Retention::default() }
+    }
 }
 
 /// A running review server; stops when dropped.
@@ -83,6 +96,8 @@ pub struct Server {
     addr: SocketAddr,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
+    /// Removes what need not be kept.
+    _keeper: Option<Keeper>,
 }
 
 impl Server {
@@ -90,12 +105,22 @@ impl Server {
     pub fn start(config: Config) -> Result<Server> {
         let listener = bind(config.listen)?;
         let store = SqliteStore::open(&config.data_dir)?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let keeper = match config.retention.keeps_all() {
+            true => None,
+            false => Some(Keeper::start(store.clone(), config.retention)?),
+        };
         let made = thumbs::routes(Thumbs::new(&config.data_dir)).merge(export::routes(Exports::new(&config.data_dir)));
-        Self::serve(listener, Arc::new(store), made)
+        Self::serve(listener, store, made, keeper)
     }
 
     /// Serves a store; `made` are the routes of what is made from it and needs the disk.
-    fn serve(listener: TcpListener, store: Arc<dyn Store>, made: Router<App>) -> Result<Server> {
+    fn serve(
+        listener: TcpListener,
+        store: Arc<dyn Store>,
+        made: Router<App>,
+        keeper: Option<Keeper>,
+    ) -> Result<Server> {
         let cannot = || "cannot start the review server";
         let addr = listener.local_addr().failed(cannot)?;
         listener.set_nonblocking(true).failed(cannot)?;
@@ -120,7 +145,7 @@ impl Server {
                 runtime.shutdown_timeout(GRACE);
             })
             .failed(cannot)?;
-        Ok(Server { addr, stop, thread: Some(thread) })
+        Ok(Server { addr, stop, thread: Some(thread), _keeper: keeper })
     }
 
     /// Where it listens.
@@ -202,13 +227,18 @@ fn router(app: App, made: Router<App>, guard: Guard) -> Router {
     Router::new()
         .merge(api::routes())
         .merge(made)
-        .merge(lines::routes())
         .merge(pages::routes())
         .fallback(pages::unknown)
         .method_not_allowed_fallback(api::wrong_method)
         .with_state(app)
+        .layer(CompressionLayer::new().compress_when(worth_compressing()))
         .layer(middleware::from_fn_with_state(Arc::new(guard), guard::guard))
         .layer(middleware::from_fn(add_headers))
+}
+
+/// Text that is not tiny; pictures are compressed as they are, and a stream must come as it is told.
+fn worth_compressing() -> impl Predicate {
+    DefaultPredicate::new().and(SizeAbove::new(1024)).and(NotForContentType::const_new("application/zip"))
 }
 
 async fn add_headers(request: Request, next: Next) -> Response {
@@ -225,7 +255,7 @@ mod tests {
     use crate::error::Kind;
 
     fn config(data_dir: &std::path::Path, listen: &str) -> Config {
-        Config { data_dir: data_dir.to_path_buf(), listen: listen.parse().unwrap() }
+        Config::new(data_dir, listen.parse().unwrap())
     }
 
     #[test]
@@ -274,6 +304,25 @@ mod tests {
         assert_eq!(error.kind(), Kind::Missing);
         assert!(error.to_string().starts_with(&format!("cannot listen on \"{listen}\": ")), "{error}");
         assert!(error.hint_text().unwrap().starts_with("another program listens there"));
+    }
+
+    #[test]
+    fn the_rule_is_applied_while_serving() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        let old = "2020-01-01T00:00:00Z".parse().unwrap();
+        store::sqlite::tests::received(&store, 1, old);
+        drop(store);
+        let retention = Retention { unreviewed_days: Some(30), ..Retention::default() };
+        let server = Server::start(Config { retention, ..config(dir.path(), "127.0.0.1:0") }).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let left = || -> usize {
+            let list = reqwest::blocking::get(server.url() + "/api/v1/anomalies").unwrap();
+            list.json::<serde_json::Value>().unwrap()["items"].as_array().unwrap().len()
+        };
+        while left() > 0 {
+            assert!(std::time::Instant::now() < deadline, "nothing was removed");
+        }
     }
 
     #[test]

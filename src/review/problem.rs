@@ -13,9 +13,10 @@ use serde::Serialize;
 use crate::error::Error;
 
 /// An answer other than success, sent as application/problem+json.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Problem {
     #[serde(skip)]
+    #[schema(ignore)]
     code: StatusCode,
     title: &'static str,
     status: u16,

@@ -10,15 +10,18 @@
 //! 3. At most [`UPLOADS`] bodies are in memory; further senders wait, each no longer than [`upload::UPLOAD_TIME`] for its turn
 //!    and its body. Test: `a_stalled_upload_does_not_hold_up_the_stop` in tests/review_server.rs.
 
+pub mod answer;
+mod openapi;
 pub mod query;
 pub mod reviews;
+pub mod stats;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Query, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Query, Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get};
@@ -27,13 +30,21 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::review::accounts::{Role, Who};
+use crate::review::lines;
 use crate::review::live::{Change, Live};
 use crate::review::problem::Problem;
 use crate::review::store::{Anomaly, Inserted, ObjectName, Page, Review, Store};
 use crate::review::upload;
+pub use answer::immutable;
+use answer::{Segments, ranged, tagged, unchanged};
 use query::{ListQuery, Listing, listing};
 
 /// Uploads that are read at the same time.
@@ -78,13 +89,27 @@ impl App {
     }
 }
 
+/// Every route of the API that is described; a module with more of them joins in here.
+pub(in crate::review) fn documented() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .routes(routes!(list, post))
+        .routes(routes!(one))
+        .routes(routes!(picture))
+        .merge(reviews::routes())
+        .merge(lines::routes())
+        .merge(stats::routes())
+}
+
+/// The description of the API, as it is served and committed.
+pub fn description() -> utoipa::openapi::OpenApi {
+    openapi::complete(documented().into_openapi())
+}
+
 /// The routes under /api and /healthz.
 pub fn routes() -> Router<App> {
-    Router::new()
-        .route(ANOMALIES, get(list).post(post))
-        .route("/api/v1/anomalies/{id}", get(one))
-        .route("/api/v1/anomalies/{id}/{file}", get(picture))
-        .merge(reviews::routes())
+    let (described, document) = documented().split_for_parts();
+    described
+        .merge(openapi::routes(&openapi::complete(document)))
         .route("/api", any(unknown))
         .route("/api/{*rest}", any(unknown))
         .route("/healthz", get(health))
@@ -105,6 +130,42 @@ async fn health(State(app): State<App>) -> Result<Response, Problem> {
     Ok(Json(serde_json::json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })).into_response())
 }
 
+/// An upload, as OpenAPI puts it; [`upload`] reads it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct UploadForm {
+    /// JSON (`application/json`).
+    event: Event,
+    /// What the camera saw (`image/jpeg`), of the size that the event says.
+    #[schema(format = Binary, value_type = String, content_media_type = "image/jpeg")]
+    frame: Vec<u8>,
+    /// Where it is unusual (`image/png`); covers the whole frame.
+    #[schema(format = Binary, value_type = String, content_media_type = "image/png")]
+    heatmap: Vec<u8>,
+    /// What the place should look like (`image/jpeg`).
+    #[schema(format = Binary, value_type = Option<String>, content_media_type = "image/jpeg")]
+    normal: Option<Vec<u8>>,
+}
+
+/// Deliver an anomaly
+///
+/// Durable and idempotent: the answer comes when all is on disk, and a repeat changes nothing.
+#[utoipa::path(
+    post,
+    path = "/api/v1/anomalies",
+    tag = "anomalies",
+    params(("idempotency-key" = Uuid, Header, description = "The event's id")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "It was there before", body = Kept),
+        (status = 201, description = "It is new and on disk", body = Kept, headers(("location" = String))),
+        (status = 400, description = "The upload cannot be read", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The upload took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "More than this server takes", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Another media type", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The upload contradicts itself", body = Problem, content_type = "application/problem+json"),
+    )
+)]
 async fn post(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the upload took too long");
     let key = match preconditions(request.headers()) {
@@ -139,7 +200,7 @@ async fn post(State(app): State<App>, request: Request) -> Result<Response, Prob
     }
     let status = if inserted == Inserted::New { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("{ANOMALIES}/{key}");
-    Ok((status, [(LOCATION, location)], Json(serde_json::json!({ "id": key }))).into_response())
+    Ok((status, [(LOCATION, location)], Json(Kept { id: key })).into_response())
 }
 
 /// What can be refused before the body is read; gives the idempotency key.
@@ -167,18 +228,29 @@ pub fn picture_url(id: Uuid, name: ObjectName) -> String {
     format!("{ANOMALIES}/{id}/{}", name.file_name())
 }
 
-#[derive(Serialize)]
+/// What was delivered.
+#[derive(Serialize, ToSchema)]
+struct Kept {
+    id: Uuid,
+}
+
+/// An anomaly.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Anomaly)]
 struct ItemJson {
     id: Uuid,
     received_at: Timestamp,
-    /// As it was posted.
+    /// As it was posted, unknown fields included.
+    #[schema(value_type = Event)]
     event: Box<RawValue>,
     images: ImagesJson,
     /// The review that holds.
     review: Option<Review>,
 }
 
-#[derive(Serialize)]
+/// Paths of the pictures.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Images)]
 struct ImagesJson {
     frame: String,
     heatmap: String,
@@ -200,7 +272,9 @@ impl ItemJson {
     }
 }
 
-#[derive(Serialize)]
+/// A page of a list.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Page)]
 struct PageJson {
     items: Vec<ItemJson>,
     /// Cursor to what is older.
@@ -211,8 +285,33 @@ struct PageJson {
     revision: i64,
 }
 
-async fn list(State(app): State<App>, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Response, Problem> {
+/// List anomalies
+///
+/// The greatest first. `next` and `previous` lead on; a weak ETag follows from the revision of the store.
+#[utoipa::path(
+    get,
+    path = "/api/v1/anomalies",
+    tag = "anomalies",
+    params(ListQuery),
+    responses(
+        (status = 200, description = "A page of the list", body = PageJson, headers(("etag" = String))),
+        (status = 304, description = "Nothing has changed in the store"),
+        (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list(
+    State(app): State<App>,
+    who: Who,
+    headers: HeaderMap,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    who.must(Role::Viewer)?;
     let Listing { filter, sort, start, limit } = listing(query)?;
+    let tag = |revision: i64| format!("W/\"{revision}\"");
+    let revision = app.run(|store| store.revision()).await?;
+    if let Some(answer) = unchanged(&headers, &tag(revision)) {
+        return Ok(answer);
+    }
     let Page { items, older, newer, revision } =
         app.run(move |store| store.list(&filter, sort, start, limit.unwrap_or(LIMIT.0))).await?;
     let page = PageJson {
@@ -221,51 +320,86 @@ async fn list(State(app): State<App>, query: Result<Query<ListQuery>, QueryRejec
         previous: newer.map(|c| c.to_string()),
         revision,
     };
-    Ok(Json(page).into_response())
+    tagged(&headers, &page, Some(tag(revision)))
 }
 
 fn parse_id(id: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(id).map_err(|_| Problem::bad_request(format!("{id:?} is not the id of an anomaly")))
 }
 
-async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+/// Get an anomaly
+#[utoipa::path(
+    get,
+    path = "/api/v1/anomalies/{id}",
+    tag = "anomalies",
+    params(("id" = Uuid, Path, description = "The event's id")),
+    responses(
+        (status = 200, description = "The anomaly", body = ItemJson, headers(("etag" = String))),
+        (status = 304, description = "The client has it"),
+        (status = 400, description = "Not an id", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such anomaly", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn one(
+    State(app): State<App>,
+    who: Who,
+    headers: HeaderMap,
+    Segments(id): Segments<String>,
+) -> Result<Response, Problem> {
+    who.must(Role::Viewer)?;
     let id = parse_id(&id)?;
     let anomaly = app.run(move |store| store.get(id)).await?;
     let anomaly = anomaly.ok_or_else(|| Problem::not_found(format!("there is no anomaly {id}")))?;
-    Ok(Json(ItemJson::new(anomaly)?).into_response())
+    tagged(&headers, &ItemJson::new(anomaly)?, None)
 }
 
+/// The pictures of an anomaly, as they are named in paths.
+#[derive(ToSchema)]
+#[schema(as = Picture)]
+#[expect(dead_code, reason = "describes what ObjectName::from_file_name reads")]
+enum PictureName {
+    #[schema(rename = "frame.jpg")]
+    Frame,
+    #[schema(rename = "heatmap.png")]
+    Heatmap,
+    #[schema(rename = "normal.jpg")]
+    Normal,
+}
+
+/// Get a picture of an anomaly
+///
+/// Byte-exact as it was delivered, for ever the same; a single range may be asked for.
+#[utoipa::path(
+    get,
+    path = "/api/v1/anomalies/{id}/{file}",
+    tag = "anomalies",
+    params(
+        ("id" = Uuid, Path, description = "The event's id"),
+        ("file" = inline(PictureName), Path, description = "Which picture"),
+        ("range" = Option<String>, Header, description = "A part of it, as `bytes=0-999`"),
+    ),
+    responses(
+        (status = 200, description = "The picture", content((Vec<u8> = "image/jpeg"), (Vec<u8> = "image/png")), headers(("etag" = String))),
+        (status = 206, description = "The part that was asked for", content((Vec<u8> = "image/jpeg"), (Vec<u8> = "image/png")), headers(("content-range" = String))),
+        (status = 304, description = "The client has it"),
+        (status = 400, description = "Not an id", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such anomaly or picture", body = Problem, content_type = "application/problem+json"),
+        (status = 416, description = "The picture has no such part", body = Problem, content_type = "application/problem+json", headers(("content-range" = String))),
+    )
+)]
 async fn picture(
     State(app): State<App>,
-    Path((id, file)): Path<(String, String)>,
+    who: Who,
+    Segments((id, file)): Segments<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    who.must(Role::Viewer)?;
     let id = parse_id(&id)?;
     let name = ObjectName::from_file_name(&file)
         .ok_or_else(|| Problem::not_found(format!("an anomaly has no picture {file:?}")))?;
     let object = app.run(move |store| store.object(id, name)).await?;
     let object = object.ok_or_else(|| Problem::not_found(format!("anomaly {id} has no {}", name.file_name())))?;
-    Ok(immutable(&headers, &object.sha256, name.content_type(), object.bytes))
-}
-
-/// Answers with something that never changes under its URL, or with 304.
-pub fn immutable(
-    headers: &HeaderMap,
-    sha256: &str,
-    content_type: &'static str,
-    bytes: impl Into<axum::body::Body>,
-) -> Response {
-    let etag = format!("\"{sha256}\"");
-    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
-    let fresh = known.flat_map(|v| v.split(',')).any(|v| {
-        let v = v.trim();
-        v == "*" || v.strip_prefix("W/").unwrap_or(v) == etag
-    });
-    let caching = [(CACHE_CONTROL, "private, max-age=31536000, immutable".to_string()), (ETAG, etag)];
-    if fresh {
-        return (StatusCode::NOT_MODIFIED, caching).into_response();
-    }
-    (caching, [(CONTENT_TYPE, content_type)], bytes.into()).into_response()
+    Ok(ranged(&headers, &object.sha256, name.content_type(), object.bytes))
 }
 
 #[cfg(test)]
@@ -298,13 +432,5 @@ mod tests {
         for (given, wanted) in table {
             assert_eq!(preconditions(&headers(given)).unwrap_err().status().as_u16(), wanted, "{given:?}");
         }
-    }
-
-    #[test]
-    fn immutable_answers_304_to_who_has_it() {
-        let status = |value| immutable(&headers(&[("if-none-match", value)]), "ab", "image/png", "x").status();
-        assert_eq!(status("\"ab\""), StatusCode::NOT_MODIFIED);
-        assert_eq!(status("\"zz\", W/\"ab\""), StatusCode::NOT_MODIFIED);
-        assert_eq!(status("\"zz\""), StatusCode::OK);
     }
 }

@@ -8,6 +8,8 @@ use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use jiff::Timestamp;
 use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
 
 use super::LIMIT;
 use crate::event::Verdict;
@@ -20,27 +22,88 @@ const MAX_TEXT: usize = 200;
 pub const VERDICTS: [Verdict; 3] = [Verdict::Reject, Verdict::Unsure, Verdict::Missed];
 
 /// As typed. Empty means not given, because forms send it so; what is not known is passed over.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ListQuery {
+    /// Where the page starts: `next` or `previous` of another page.
     pub cursor: Option<String>,
+    /// Items in the page; 50 when it is not given.
+    #[param(schema_with = limit_schema)]
     pub limit: Option<String>,
-    /// `time` or `confidence`.
+    /// What is first: the newest, or the most unusual.
+    #[param(schema_with = order_schema)]
     pub sort: Option<String>,
+    /// Name of the line.
+    #[param(max_length = 200)]
     pub line: Option<String>,
+    /// What the line decided.
+    #[param(schema_with = verdict_schema)]
     pub verdict: Option<String>,
-    /// `no`, `yes`, or a decision.
+    /// `no`, `yes`, or the decision that holds.
+    #[param(schema_with = reviewed_schema)]
     pub reviewed: Option<String>,
-    /// RFC 3339, inclusive.
+    /// Captured then or later (RFC 3339).
+    #[param(schema_with = time_schema)]
     pub since: Option<String>,
-    /// RFC 3339, exclusive.
+    /// Captured before (RFC 3339).
+    #[param(schema_with = time_schema)]
     pub until: Option<String>,
+    #[param(schema_with = share_schema)]
     pub confidence_min: Option<String>,
+    #[param(schema_with = share_schema)]
     pub confidence_max: Option<String>,
     /// `name@version`.
+    #[param(max_length = 200)]
     pub model: Option<String>,
+    #[param(max_length = 200)]
     pub lot: Option<String>,
+    #[param(max_length = 200)]
     pub serial: Option<String>,
+    /// Of the decision that holds.
+    #[param(max_length = 200)]
     pub defect_type: Option<String>,
+}
+
+/// What a query takes as well where it takes something: nothing.
+fn or_empty(schema: ObjectBuilder) -> Schema {
+    let empty = ObjectBuilder::new().schema_type(Type::String).max_length(Some(0));
+    OneOfBuilder::new().item(schema).item(empty).into()
+}
+
+fn words(words: impl IntoIterator<Item = &'static str>) -> Schema {
+    let words = words.into_iter().chain([""]);
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
+}
+
+fn order_schema() -> Schema {
+    words(["time", "confidence"])
+}
+
+fn verdict_schema() -> Schema {
+    words(VERDICTS.map(Verdict::as_str))
+}
+
+fn reviewed_schema() -> Schema {
+    words(["no", "yes"].into_iter().chain(Decision::ALL.map(Decision::as_str)))
+}
+
+fn limit_schema() -> Schema {
+    or_empty(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).maximum(Some(LIMIT.1)))
+}
+
+fn share_schema() -> Schema {
+    or_empty(ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(1)))
+}
+
+/// A number that is not negative.
+pub(super) fn number_schema() -> Schema {
+    or_empty(ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)))
+}
+
+/// An instant.
+pub(super) fn time_schema() -> Schema {
+    let format = SchemaFormat::KnownFormat(KnownFormat::DateTime);
+    or_empty(ObjectBuilder::new().schema_type(Type::String).format(Some(format)))
 }
 
 /// Checked.
@@ -128,11 +191,11 @@ impl Listing {
     }
 }
 
-fn given(value: Option<String>) -> Option<String> {
+pub(super) fn given(value: Option<String>) -> Option<String> {
     value.filter(|v| !v.is_empty())
 }
 
-fn text(name: &str, value: Option<String>) -> Result<Option<String>, Problem> {
+pub(super) fn text(name: &str, value: Option<String>) -> Result<Option<String>, Problem> {
     match given(value) {
         Some(text) if text.chars().count() > MAX_TEXT => {
             Err(Problem::bad_request(format!("{name} has more than {MAX_TEXT} characters")))
@@ -152,9 +215,13 @@ fn word<T: Copy>(name: &str, value: Option<String>, known: &[(&str, T)]) -> Resu
     Err(Problem::bad_request(format!("{name} is {text:?}, it must be {} or {last}", first.join(", "))))
 }
 
-fn time(name: &str, value: Option<String>) -> Result<Option<Timestamp>, Problem> {
+pub(super) fn time(name: &str, value: Option<String>) -> Result<Option<Timestamp>, Problem> {
     let Some(text) = given(value) else { return Ok(None) };
-    let time = text.parse::<Timestamp>().ok().filter(|t| i64::try_from(t.as_nanosecond()).is_ok());
+    let time = text.parse::<Timestamp>().ok().and_then(|time| {
+        // beyond what can be stored nothing was captured: the ends mean the same
+        let ns = time.as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into());
+        Timestamp::from_nanosecond(ns).ok()
+    });
     let wrong = || Problem::bad_request(format!("{name} is {text:?}, it must be a time as 2030-01-31T06:00:00Z"));
     time.map(Some).ok_or_else(wrong)
 }
@@ -193,10 +260,6 @@ mod tests {
             ("sort=score", "sort is \"score\", it must be \"time\" or \"confidence\""),
             ("confidence_min=nan", "confidence_min is \"nan\", it must be between 0 and 1"),
             ("since=yesterday", "since is \"yesterday\", it must be a time as 2030-01-31T06:00:00Z"),
-            (
-                "until=9999-01-01T00:00:00Z",
-                "until is \"9999-01-01T00:00:00Z\", it must be a time as 2030-01-31T06:00:00Z",
-            ),
             ("cursor=x", "cursor \"x\" is not one that this server gave out"),
             (
                 "cursor=oc0.5_01930000-0000-7000-8000-000000000001",
@@ -207,6 +270,9 @@ mod tests {
             assert_eq!(read(&format!("/?{query}")).unwrap_err().detail(), detail, "{query}");
         }
         assert!(read("/?line=a&line=b").is_err());
+        let far = read("/?until=9999-01-01T00:00:00Z&since=0001-01-01T00:00:00Z").unwrap().filter;
+        let ns = |time: Option<Timestamp>| time.unwrap().as_nanosecond();
+        assert_eq!((ns(far.since), ns(far.until)), (i64::MIN.into(), i64::MAX.into()));
     }
 
     fn text() -> impl Strategy<Value = Option<String>> {

@@ -18,6 +18,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::reports::{Calibration, LineNow};
@@ -106,7 +107,7 @@ impl Anomaly {
 }
 
 /// A person's decision on an anomaly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
     /// The part is defective: the verdict was right.
@@ -137,7 +138,7 @@ impl Decision {
 
 /// What a person said about an anomaly. Reviews are never changed: a later one takes the place of an earlier one, and taking
 /// one back is an entry of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Review {
     /// Grows with each review on this server, without meaning beyond that.
     pub seq: i64,

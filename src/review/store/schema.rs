@@ -1,6 +1,7 @@
 //! The tables of `review.db`, and how a database of an older version gets them.
 
 use rusqlite::Connection;
+use rusqlite::functions::FunctionFlags;
 use std::path::Path;
 
 use crate::error::{Context, Error, Result};
@@ -98,7 +99,7 @@ const REVIEWS: &str = "
     CREATE TEMP TABLE before AS
         SELECT b.rowid AS n, b.id, b.captured_at, b.received_at, b.line, b.verdict,
             (event ->> '$.model.name') || '@' || (event ->> '$.model.version') AS model,
-            COALESCE(event ->> '$.threshold', 0) AS threshold,
+            f32(COALESCE(event ->> '$.threshold', 0)) AS threshold,
             length(CAST(event AS BLOB)) + (SELECT COALESCE(SUM(size), 0) FROM objects_before o WHERE o.anomaly = b.id) AS bytes,
             (SELECT r.value FROM json_each(event, '$.regions') r ORDER BY r.value ->> '$.score' DESC LIMIT 1) AS region,
             CASE WHEN (event ->> '$.part_box.w') > 0 AND (event ->> '$.part_box.h') > 0 THEN event -> '$.part_box'
@@ -111,8 +112,8 @@ const REVIEWS: &str = "
         FROM before b JOIN origins o USING (line, model) GROUP BY o.id, b.verdict;
     INSERT INTO anomalies (n, id, captured_at, received_at, origin, tally, part, score, confidence, lot, serial,
             place_x, place_y, bytes)
-        SELECT b.n, b.id, b.captured_at, b.received_at, o.id, t.id, a.event ->> '$.part', a.event ->> '$.score',
-            a.event ->> '$.confidence', a.event ->> '$.lot', a.event ->> '$.serial',
+        SELECT b.n, b.id, b.captured_at, b.received_at, o.id, t.id, a.event ->> '$.part', f32(a.event ->> '$.score'),
+            f32(a.event ->> '$.confidence'), a.event ->> '$.lot', a.event ->> '$.serial',
             MIN(1.0, MAX(0.0, ((region ->> '$.x') + (region ->> '$.w') / 2.0 - (box ->> '$.x')) / MAX(1.0, box ->> '$.w'))),
             MIN(1.0, MAX(0.0, ((region ->> '$.y') + (region ->> '$.h') / 2.0 - (box ->> '$.y')) / MAX(1.0, box ->> '$.h'))),
             b.bytes
@@ -180,6 +181,11 @@ const REVIEWS: &str = "
 /// Brings a database up to date, each step in a transaction of its own.
 pub(in crate::review) fn migrate(db: &Connection, dir: &Path) -> Result<()> {
     let cannot = || format!("cannot bring the database in \"{}\" up to date", dir.display());
+    // a number as an event has it when it is read; cursors are made of those
+    db.create_scalar_function("f32", 1, FunctionFlags::SQLITE_DETERMINISTIC, |context| {
+        Ok(f64::from(context.get::<f64>(0)? as f32))
+    })
+    .failed(cannot)?;
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).failed(cannot)?;
     let Some(steps) = usize::try_from(found).ok().and_then(|found| MIGRATIONS.get(found..)) else {
         let known = MIGRATIONS.len();

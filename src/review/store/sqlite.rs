@@ -398,4 +398,4 @@ fn lock<T>(db: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 #[path = "tests.rs"]
-pub(super) mod tests;
+pub(in crate::review) mod tests;

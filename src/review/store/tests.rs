@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::event::{EVENT_SCHEMA, ImageSize, ModelId, Verdict};
+use crate::event::{EVENT_SCHEMA, Event, ImageSize, ModelId, Verdict};
 
 pub(in crate::review::store) fn event(id: Uuid, line: &str, verdict: Verdict, captured_ns: i64) -> Event {
     Event {
@@ -42,6 +42,16 @@ pub(in crate::review::store) fn nth(n: u128) -> Uuid {
 
 pub(in crate::review::store) fn ids(page: &Page) -> Vec<Uuid> {
     page.items.iter().map(|a| a.event.id).collect()
+}
+
+/// Stores one that was captured and received then.
+pub(in crate::review) fn received(store: &SqliteStore, n: u128, at: Timestamp) {
+    let ns = nanoseconds(at).unwrap();
+    store.insert(&anomaly(event(nth(n), "a", Verdict::Reject, ns))).unwrap();
+    store
+        .writer()
+        .execute("UPDATE anomalies SET received_at = ? WHERE id = ?", params![ns, nth(n).to_string()])
+        .unwrap();
 }
 
 #[test]

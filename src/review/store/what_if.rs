@@ -291,7 +291,8 @@ fn edges(scores: impl Iterator<Item = f64> + Clone, current: f64) -> Vec<f64> {
     let (a, t, b) = (to(from_low), to(current), to(high));
     let spread = b - a;
     let below = if spread > 0.0 { ((t - a) / spread * BINS as f64).round() as usize } else { 0 };
-    let below = below.clamp(usize::from(from_low < current), BINS - usize::from(high > current));
+    // the first bin has its low edge as well: where that is the threshold, a bin of its own keeps what is not above it
+    let below = below.clamp(1, BINS - usize::from(high > current));
     let mut edges: Vec<f64> = (0..below).map(|i| from(a + (t - a) * i as f64 / below as f64)).collect();
     if let Some(first) = edges.first_mut() {
         *first = low; // exactly, whatever rounding does
@@ -303,9 +304,6 @@ fn edges(scores: impl Iterator<Item = f64> + Clone, current: f64) -> Vec<f64> {
         && let Some(last) = edges.last_mut()
     {
         *last = high;
-    }
-    if edges.len() == 1 {
-        edges.insert(0, low); // all have the current threshold as their score
     }
     edges
 }
