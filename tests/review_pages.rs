@@ -18,7 +18,7 @@ use uuid::Uuid;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn start(dir: &Path) -> Server {
-    Server::start(Config { data_dir: dir.to_path_buf(), listen: "127.0.0.1:0".parse().unwrap() }).unwrap()
+    Server::start(Config::new(dir, "127.0.0.1:0".parse().unwrap())).unwrap()
 }
 
 fn client() -> Client {

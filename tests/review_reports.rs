@@ -281,13 +281,21 @@ fn a_silent_line_is_not_shown_as_live() {
 #[test]
 fn an_older_database_is_brought_up_to_date() {
     let dir = tempfile::tempdir().unwrap();
-    drop(start(dir.path()));
     let db = rusqlite::Connection::open(dir.path().join("review.db")).unwrap();
-    for table in ["lines", "reports", "parts", "minutes", "calibrations", "runs"] {
-        db.execute(&format!("DROP TABLE {table}"), []).unwrap();
-    }
-    db.pragma_update(None, "user_version", 1).unwrap();
-    db.execute("INSERT INTO anomalies VALUES ('x', 1, 1, 'a', 'reject', '{}')", []).unwrap();
+    // as the first version made it
+    db.execute_batch(
+        "CREATE TABLE anomalies (id TEXT PRIMARY KEY NOT NULL, captured_at INTEGER NOT NULL, received_at INTEGER NOT NULL,
+            line TEXT NOT NULL, verdict TEXT NOT NULL, event TEXT NOT NULL) STRICT;
+         CREATE INDEX anomalies_by_time ON anomalies (captured_at, id);
+         CREATE INDEX anomalies_by_line ON anomalies (line, captured_at, id);
+         CREATE INDEX anomalies_by_verdict ON anomalies (verdict, captured_at, id);
+         CREATE INDEX anomalies_by_line_verdict ON anomalies (line, verdict, captured_at, id);
+         CREATE TABLE objects (anomaly TEXT NOT NULL REFERENCES anomalies (id), name TEXT NOT NULL, size INTEGER NOT NULL,
+            sha256 TEXT NOT NULL, PRIMARY KEY (anomaly, name)) STRICT, WITHOUT ROWID;
+         INSERT INTO anomalies VALUES ('x', 1, 1, 'a', 'reject', '{}');
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
     drop(db);
     let server = start(dir.path());
     assert_eq!(send(&server.url(), &report("a", Uuid::now_v7(), 0, Timestamp::now())), 201);

@@ -19,7 +19,7 @@ use std::fs::{self, DirEntry};
 use std::io::{Cursor, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use axum::extract::{Path as UrlPath, State};
@@ -106,6 +106,9 @@ pub fn url(id: Uuid, thumb: Thumb) -> String {
     format!("{ANOMALIES}/{id}/{}", thumb.file_name())
 }
 
+/// Who makes which picture at the moment.
+type Makers = HashMap<(Uuid, Thumb), Weak<tokio::sync::Mutex<()>>>;
+
 /// Makes small pictures and keeps them.
 #[derive(Debug)]
 pub struct Thumbs {
@@ -113,7 +116,7 @@ pub struct Thumbs {
     limit: u64,
     turns: Semaphore,
     /// Held by who makes it; an entry without a holder is removed when its last holder is done.
-    making: Mutex<HashMap<(Uuid, Thumb), Weak<tokio::sync::Mutex<()>>>>,
+    making: Mutex<Makers>,
     /// Bytes written since the folder was last looked through.
     written: AtomicU64,
     sweeping: Mutex<()>,
@@ -185,7 +188,7 @@ impl Thumbs {
         made
     }
 
-    fn making(&self) -> std::sync::MutexGuard<'_, HashMap<(Uuid, Thumb), Weak<tokio::sync::Mutex<()>>>> {
+    fn making(&self) -> MutexGuard<'_, Makers> {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

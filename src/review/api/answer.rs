@@ -137,7 +137,8 @@ mod tests {
             (answer.status().as_u16(), range)
         };
         let some = |range: &str| Some(range.to_owned());
-        let table: [(&[(&'static str, &str)], u16, Option<String>); 10] = [
+        type Row<'a> = (&'a [(&'static str, &'a str)], u16, Option<String>);
+        let table: [Row; 10] = [
             (&[], 200, None),
             (&[("range", "bytes=2-4")], 206, some("bytes 2-4/10")),
             (&[("range", "bytes=7-")], 206, some("bytes 7-9/10")),

@@ -153,7 +153,7 @@ mod tests {
         let regions = vec![
             region(90, 50, 100, 100, 1.0),
             region(100, 0, 5, 5, 9.0),
-            region(u32::MAX, u32::MAX, u32::MAX, u32::MAX, f32::NAN),
+            region(u32::MAX, u32::MAX, u32::MAX, u32::MAX, 7.0),
             region(3, 4, 0, 7, 5.0),
             region(0, 0, u32::MAX, 1, 2.0),
         ];

@@ -33,8 +33,7 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
     let until = scope.until.map(nanoseconds).transpose()?.unwrap_or(i64::MAX);
     let (bucket_minutes, rates) = rates(db, scope, since, until)?;
     let (mut rejects, mut defects) = (Places::new(), Places::new());
-    let tallies = tallies(db, scope).failed(cannot)?;
-    let mut counts: HashMap<i64, u64> = HashMap::new();
+    let mut tallies = tallies(db, scope).failed(cannot)?;
     let mut origins: Vec<i64> = tallies.values().map(|t| t.origin).collect();
     origins.sort_unstable();
     origins.dedup();
@@ -47,11 +46,11 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
             .failed(cannot)?;
         let mut rows = statement.query([origin, since, until]).failed(cannot)?;
         while let Some(row) = rows.next().failed(cannot)? {
-            let id: i64 = row.get(0).failed(cannot)?;
-            *counts.entry(id).or_default() += 1;
+            let Some(tally) = tallies.get_mut(&row.get(0).failed(cannot)?) else { continue };
+            tally.found += 1;
             let (x, y): (Option<f64>, Option<f64>) = (row.get(1).failed(cannot)?, row.get(2).failed(cannot)?);
-            if let (Some(x), Some(y), Some(tally)) = (x, y, tallies.get(&id)) {
-                if tally.verdict == Verdict::Reject.as_str() {
+            if let (Some(x), Some(y)) = (x, y) {
+                if tally.is_reject {
                     rejects.add(x, y);
                 }
                 if tally.review == Some(Decision::Defect) {
@@ -63,8 +62,8 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
     let mut confusion: Vec<Confusion> =
         [Verdict::Reject, Verdict::Unsure, Verdict::Missed].map(|v| Confusion::none(v.as_str())).into();
     let mut types: BTreeMap<Option<&str>, u64> = BTreeMap::new();
-    for (id, count) in &counts {
-        let Some(tally) = tallies.get(id) else { continue };
+    for tally in tallies.values() {
+        let count = tally.found;
         if let Some(row) = confusion.iter_mut().find(|row| row.verdict == tally.verdict) {
             match tally.review {
                 Some(Decision::Defect) => row.defect += count,
@@ -73,7 +72,7 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
                 None => row.unreviewed += count,
             }
         }
-        if tally.review == Some(Decision::Defect) {
+        if tally.review == Some(Decision::Defect) && count > 0 {
             *types.entry(tally.defect_type.as_deref()).or_default() += count;
         }
     }
@@ -82,7 +81,7 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
         revision: query::revision(db)?,
         bucket_minutes,
         rates,
-        anomalies: counts.values().sum(),
+        anomalies: tallies.values().map(|t| t.found).sum(),
         unreviewed: confusion.iter().map(|row| row.unreviewed).sum(),
         confusion,
         defect_types: pareto(types),
@@ -117,6 +116,9 @@ struct Tally {
     verdict: String,
     review: Option<Decision>,
     defect_type: Option<String>,
+    is_reject: bool,
+    /// How many of it the scope has.
+    found: u64,
 }
 
 /// Condition on `o.line` and `o.model`, and its values.
@@ -141,7 +143,9 @@ fn tallies(db: &Connection, scope: &Scope) -> rusqlite::Result<HashMap<i64, Tall
     let rows = statement.query_map(params_from_iter(values), |r| {
         let defect_type = Some(r.get::<_, String>(4)?).filter(|name| !name.is_empty());
         let review = Decision::from_word(&r.get::<_, String>(3)?);
-        Ok((r.get(0)?, Tally { origin: r.get(1)?, verdict: r.get(2)?, review, defect_type }))
+        let verdict: String = r.get(2)?;
+        let is_reject = verdict == Verdict::Reject.as_str();
+        Ok((r.get(0)?, Tally { origin: r.get(1)?, verdict, review, defect_type, is_reject, found: 0 }))
     })?;
     rows.collect()
 }
@@ -228,6 +232,6 @@ fn agreement(db: &Connection, scope: &Scope, since: i64, until: i64) -> rusqlite
             kappa: kappa(&table),
         })
         .collect();
-    pairs.sort_by(|x, y| y.both.cmp(&x.both));
+    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.both));
     Ok(Agreement { anomalies, pairs })
 }

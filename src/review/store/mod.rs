@@ -373,3 +373,5 @@ pub fn nanoseconds(time: Timestamp) -> Result<i64> {
 
 #[cfg(test)]
 mod decided_tests;
+#[cfg(test)]
+mod kept_tests;

@@ -17,7 +17,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use super::reviews::StoredReview;
@@ -33,13 +33,13 @@ const NEAR: f64 = 0.08;
 pub(super) struct Limits {
     /// Fewer anomalies than this are collected and sorted.
     pub few: i64,
-    /// Ranges that are merged, at most; with more the whole table is walked.
+    /// So many ranges are always merged; beyond that only where walking the whole table would take longer.
     pub ranges: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { few: 10_000, ranges: 2000 }
+        Limits { few: 10_000, ranges: 512 }
     }
 }
 
@@ -137,6 +137,13 @@ struct Spot {
 }
 
 impl Spot {
+    fn read(row: &Row<'_>, sort: Sort) -> rusqlite::Result<Spot> {
+        let rank = match sort {
+            Sort::Time => row.get(0)?,
+            Sort::Confidence => i64::from((row.get::<_, f64>(0)? as f32).to_bits()),
+        };
+        Ok(Spot { rank, id: row.get(1)?, n: row.get(2)? })
+    }
     fn value(&self, sort: Sort) -> Value {
         match sort {
             Sort::Time => self.rank.into(),
@@ -241,9 +248,10 @@ impl Plan {
         (conditions, values)
     }
 
-    /// The next `limit` of a range, in the order of the walk.
-    fn fetch(&self, db: &Connection, range: &Range, bounds: &Bounds, limit: usize) -> rusqlite::Result<VecDeque<Spot>> {
-        let (index, prefix, value) = range.prefix();
+    /// What gives the next `limit` of one range after the other, in the order of the walk.
+    fn reader<'c>(&self, db: &'c Connection, bounds: &Bounds, limit: usize) -> rusqlite::Result<Option<Reader<'c>>> {
+        let Some(first) = self.ranges.first() else { return Ok(None) };
+        let (index, prefix, value) = first.prefix();
         let (key, order) = (column(self.sort), if bounds.walk == Walk::Older { "DESC" } else { "ASC" });
         let (rest, rest_values) = self.rest();
         let sql = format!(
@@ -251,23 +259,16 @@ impl Plan {
              AND ({key}, id) < (?, ?){rest} ORDER BY {key} {order}, id {order} LIMIT ?",
             suffix(self.sort)
         );
-        let mut values: Vec<Value> = value.into_iter().collect();
-        for (key, id) in [&bounds.low, &bounds.high] {
-            values.extend([key.clone(), id.clone().into()]);
-        }
-        values.extend(rest_values);
-        values.push(i64::try_from(limit).unwrap_or(i64::MAX).into());
         let mut statement = db.prepare_cached(&sql)?;
-        let rows = statement.query_map(params_from_iter(values), |row| self.spot(row))?;
-        rows.collect()
-    }
-
-    fn spot(&self, row: &Row<'_>) -> rusqlite::Result<Spot> {
-        let rank = match self.sort {
-            Sort::Time => row.get(0)?,
-            Sort::Confidence => i64::from((row.get::<_, f64>(0)? as f32).to_bits()),
-        };
-        Ok(Spot { rank, id: row.get(1)?, n: row.get(2)? })
+        // all but the first value, and the bound that a range has come to, stay for all ranges
+        let low_at = if value.is_some() { 2 } else { 1 };
+        let limit = Value::from(i64::try_from(limit).unwrap_or(i64::MAX));
+        for (at, value) in (low_at + 4..).zip(rest_values.into_iter().chain([limit])) {
+            statement.raw_bind_parameter(at, value)?;
+        }
+        let mut reader = Reader { statement, low_at, sort: self.sort };
+        reader.bound(bounds)?;
+        Ok(Some(reader))
     }
 
     /// How many of all ranges lie within the limits on one column; counts no further than `most`.
@@ -308,7 +309,7 @@ impl Plan {
                 values.extend([key.clone(), id.clone().into()]);
             }
             let mut statement = db.prepare_cached(&sql)?;
-            for row in statement.query_map(params_from_iter(values), |row| self.spot(row))? {
+            for row in statement.query_map(params_from_iter(values), |row| Spot::read(row, self.sort))? {
                 all.push(row?);
             }
         }
@@ -331,15 +332,16 @@ impl Plan {
         }
         let ranges = self.ranges.len().max(1);
         let chunk = if ranges == 1 { limit } else { limit / ranges + 2 };
+        let Some(mut reader) = self.reader(db, &bounds, chunk)? else { return Ok(Vec::new()) };
         let mut heads = BinaryHeap::with_capacity(ranges);
         for range in &self.ranges {
-            let mut queue = self.fetch(db, range, &bounds, chunk)?;
+            let mut queue = reader.next(range)?;
             let more = queue.len() == chunk;
             if let Some(spot) = queue.pop_front() {
                 heads.push(Head { spot, walk: bounds.walk, queue, more, range });
             }
         }
-        let mut met = Vec::with_capacity(limit);
+        let mut met = Vec::with_capacity(limit.min(heads.len()));
         while met.len() < limit
             && let Some(mut head) = heads.pop()
         {
@@ -349,7 +351,8 @@ impl Plan {
                     Walk::Older => Bounds { high: last, ..bounds.clone() },
                     Walk::Newer => Bounds { low: last, ..bounds.clone() },
                 };
-                head.queue = self.fetch(db, head.range, &rest, chunk)?;
+                reader.bound(&rest)?;
+                head.queue = reader.next(head.range)?;
                 head.more = head.queue.len() == chunk;
             }
             if let Some(next) = head.queue.pop_front() {
@@ -360,6 +363,36 @@ impl Plan {
             }
         }
         Ok(met)
+    }
+}
+
+/// A statement that gives the next ones of a range.
+struct Reader<'c> {
+    statement: CachedStatement<'c>,
+    /// Where the four values of the bounds begin.
+    low_at: usize,
+    sort: Sort,
+}
+
+impl Reader<'_> {
+    fn bound(&mut self, bounds: &Bounds) -> rusqlite::Result<()> {
+        for (at, (key, id)) in (self.low_at..).step_by(2).zip([&bounds.low, &bounds.high]) {
+            self.statement.raw_bind_parameter(at, key)?;
+            self.statement.raw_bind_parameter(at + 1, id)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, range: &Range) -> rusqlite::Result<VecDeque<Spot>> {
+        if let (_, _, Some(value)) = range.prefix() {
+            self.statement.raw_bind_parameter(1, value)?;
+        }
+        let mut found = VecDeque::new();
+        let mut rows = self.statement.raw_query();
+        while let Some(row) = rows.next()? {
+            found.push_back(Spot::read(row, self.sort)?);
+        }
+        Ok(found)
     }
 }
 
@@ -393,8 +426,23 @@ impl PartialEq for Head<'_> {
 }
 impl Eq for Head<'_> {}
 
+/// Rows of an index that can be walked in the time that one more range takes.
+const ROWS_A_RANGE: u64 = 60;
+
+/// Whether walking the whole table meets a page of these sooner than a merge of as many ranges, when they lie anywhere in it.
+fn walks(ranges: usize, matching: u64, all: u64) -> bool {
+    const PAGE: u64 = 50;
+    PAGE * all / matching.max(1) < ranges as u64 * ROWS_A_RANGE
+}
+
+/// Tallies and how many anomalies they have together.
+struct Tallies {
+    ids: Vec<i64>,
+    count: u64,
+}
+
 /// The tallies that a filter lets through and that have anything; `None` when it lets all through.
-fn tallies(db: &Connection, filter: &Filter) -> Result<Option<Vec<i64>>> {
+fn tallies(db: &Connection, filter: &Filter) -> Result<Option<Tallies>> {
     let cannot = || "cannot list anomalies";
     let mut conditions = String::new();
     let mut values: Vec<Value> = Vec::new();
@@ -419,23 +467,39 @@ fn tallies(db: &Connection, filter: &Filter) -> Result<Option<Vec<i64>>> {
         return Ok(None);
     }
     let sql = format!(
-        "SELECT t.id FROM tallies t JOIN origins o ON o.id = t.origin WHERE t.count > 0{conditions} ORDER BY t.id"
+        "SELECT t.id, t.count FROM tallies t JOIN origins o ON o.id = t.origin WHERE t.count > 0{conditions} ORDER BY t.id"
     );
     let mut statement = db.prepare_cached(&sql).failed(cannot)?;
-    let ids = statement.query_map(params_from_iter(values), |row| row.get(0)).failed(cannot)?;
-    ids.collect::<Result<_, _>>().map(Some).failed(cannot)
+    let mut rows = statement.query(params_from_iter(values)).failed(cannot)?;
+    let mut found = Tallies { ids: Vec::new(), count: 0 };
+    while let Some(row) = rows.next().failed(cannot)? {
+        found.ids.push(row.get(0).failed(cannot)?);
+        found.count += row.get::<_, i64>(1).failed(cannot)?.unsigned_abs();
+    }
+    Ok(Some(found))
+}
+
+/// All that there are.
+fn total(db: &Connection) -> Result<u64> {
+    let cannot = || "cannot count anomalies";
+    let mut statement = db.prepare_cached("SELECT COALESCE(SUM(count), 0) FROM tallies").failed(cannot)?;
+    let total: i64 = statement.query_row([], |row| row.get(0)).failed(cannot)?;
+    Ok(total.unsigned_abs())
 }
 
 fn plan(db: &Connection, filter: &Filter, sort: Sort, limits: Limits) -> Result<Plan> {
     let tallies = tallies(db, filter)?;
     let json = |ids: &[i64]| serde_json::to_string(ids).failed(|| "cannot list anomalies");
+    let others = tallies.as_ref().map(|t| json(&t.ids)).transpose()?;
     let (ranges, rest) = match (&filter.serial, &filter.lot, tallies) {
-        (_, _, Some(ids)) if ids.is_empty() => (Vec::new(), None),
-        (Some(serial), _, ids) => (vec![Range::Serial(serial.clone())], ids.as_deref().map(json).transpose()?),
-        (None, Some(lot), ids) => (vec![Range::Lot(lot.clone())], ids.as_deref().map(json).transpose()?),
+        (_, _, Some(t)) if t.ids.is_empty() => (Vec::new(), None),
+        (Some(serial), _, _) => (vec![Range::Serial(serial.clone())], others),
+        (None, Some(lot), _) => (vec![Range::Lot(lot.clone())], others),
         (None, None, None) => (vec![Range::All], None),
-        (None, None, Some(ids)) if ids.len() > limits.ranges => (vec![Range::All], Some(json(&ids)?)),
-        (None, None, Some(ids)) => (ids.into_iter().map(Range::Tally).collect(), None),
+        (None, None, Some(t)) if t.ids.len() > limits.ranges && walks(t.ids.len(), t.count, total(db)?) => {
+            (vec![Range::All], others)
+        }
+        (None, None, Some(t)) => (t.ids.into_iter().map(Range::Tally).collect(), None),
     };
     let since = filter.since.map(nanoseconds).transpose()?;
     let until = filter.until.map(nanoseconds).transpose()?;

@@ -190,7 +190,7 @@ fn take(
             found.push((row.get(4)?, item));
         }
     }
-    found.sort_by(|a, b| (a.0, a.1.n).cmp(&(b.0, b.1.n)));
+    found.sort_by_key(|(at, item)| (*at, item.n));
     gone.extend(found.into_iter().take(most).map(|(_, item)| item));
     Ok(())
 }

@@ -98,7 +98,7 @@ const REVIEWS: &str = "
 
     CREATE TEMP TABLE before AS
         SELECT b.rowid AS n, b.id, b.captured_at, b.received_at, b.line, b.verdict,
-            (event ->> '$.model.name') || '@' || (event ->> '$.model.version') AS model,
+            COALESCE((event ->> '$.model.name') || '@' || (event ->> '$.model.version'), '') AS model,
             f32(COALESCE(event ->> '$.threshold', 0)) AS threshold,
             length(CAST(event AS BLOB)) + (SELECT COALESCE(SUM(size), 0) FROM objects_before o WHERE o.anomaly = b.id) AS bytes,
             (SELECT r.value FROM json_each(event, '$.regions') r ORDER BY r.value ->> '$.score' DESC LIMIT 1) AS region,
@@ -112,8 +112,9 @@ const REVIEWS: &str = "
         FROM before b JOIN origins o USING (line, model) GROUP BY o.id, b.verdict;
     INSERT INTO anomalies (n, id, captured_at, received_at, origin, tally, part, score, confidence, lot, serial,
             place_x, place_y, bytes)
-        SELECT b.n, b.id, b.captured_at, b.received_at, o.id, t.id, a.event ->> '$.part', f32(a.event ->> '$.score'),
-            f32(a.event ->> '$.confidence'), a.event ->> '$.lot', a.event ->> '$.serial',
+        SELECT b.n, b.id, b.captured_at, b.received_at, o.id, t.id, COALESCE(a.event ->> '$.part', 0),
+            f32(COALESCE(a.event ->> '$.score', 0)),
+            f32(COALESCE(a.event ->> '$.confidence', 0)), a.event ->> '$.lot', a.event ->> '$.serial',
             MIN(1.0, MAX(0.0, ((region ->> '$.x') + (region ->> '$.w') / 2.0 - (box ->> '$.x')) / MAX(1.0, box ->> '$.w'))),
             MIN(1.0, MAX(0.0, ((region ->> '$.y') + (region ->> '$.h') / 2.0 - (box ->> '$.y')) / MAX(1.0, box ->> '$.h'))),
             b.bytes

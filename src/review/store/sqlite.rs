@@ -302,7 +302,7 @@ fn record(db: &Connection, new: &NewAnomaly, captured_ns: i64, now: i64) -> rusq
         event.serial,
         place.map(|p| p.0),
         place.map(|p| p.1),
-        place.map(|p| spot(p)),
+        place.map(spot),
         bytes,
     ])?;
     let n = db.last_insert_rowid();

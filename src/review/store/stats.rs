@@ -166,7 +166,8 @@ pub struct WhatIf {
     pub proposed: Option<Outcome>,
 }
 
-/// Parts with a score above `low` and at most `high` (the first bin has its `low` as well).
+/// Parts with a score above `low` and at most `high` (the first bin has its `low` as well, and may be of no width). It lies above
+/// the current threshold when its `high` does.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Bin {
     pub low: f64,

@@ -286,7 +286,8 @@ fn edges(scores: impl Iterator<Item = f64> + Clone, current: f64) -> Vec<f64> {
     // a score of zero is in the first bin, however wide the others are
     let start = if current > 0.0 { least_positive.min(current) } else { low };
     let log = start > 0.0 && high / start > LOG_FROM;
-    let (to, from): (fn(f64) -> f64, fn(f64) -> f64) = if log { (f64::ln, f64::exp) } else { (|v| v, |v| v) };
+    let to = |value: f64| if log { value.ln() } else { value };
+    let from = |value: f64| if log { value.exp() } else { value };
     let from_low = if log { start } else { low };
     let (a, t, b) = (to(from_low), to(current), to(high));
     let spread = b - a;
