@@ -51,8 +51,8 @@ const PIXELS: u64 = 50_000_000;
 const DECODED: u64 = 256 << 20;
 /// Bytes of the cache.
 const CACHE: u64 = 1 << 30;
-/// Quality of the JPEGs, 1..100: 24 cards are to stay far below 200 KB, and whoever looks closely gets the frame itself.
-const QUALITY: u8 = 58;
+/// Quality of the JPEGs, 1..100: 20 cards are to stay well below 200 KB, and whoever looks closely gets the frame itself.
+const QUALITY: u8 = 50;
 
 /// A small picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,8 +93,8 @@ impl Thumb {
     /// It is no larger than this. A heatmap has no detail that would need more.
     fn most(self) -> (u32, u32) {
         match self {
-            Thumb::Card => (400, 300),
-            Thumb::CardHeat => (160, 120),
+            Thumb::Card => (360, 270),
+            Thumb::CardHeat => (120, 90),
             Thumb::Preview => (1280, MAX_SIDE),
             Thumb::PreviewHeat => (480, MAX_SIDE),
         }

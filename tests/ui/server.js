@@ -90,8 +90,9 @@ export const hooks = ["exports.sh", "exports.py", "schemathesis.sh"]
   .map((name) => join(import.meta.dirname, name))
   .filter((path) => existsSync(path));
 
-const venv = join(root, ".venv-ui/bin/python");
-export const python = existsSync(venv) ? venv : "python3";
+// Where the readers of the exports' formats are, when they were installed.
+const venv = join(root, ".venv-ui/bin");
+export const tools = existsSync(join(venv, "python")) ? venv : null;
 
 export function chromium() {
   const named = process.env.CHROMIUM;

@@ -390,7 +390,8 @@ fn bytes(n: u64) -> String {
 fn range(what_if: &WhatIf) -> (f64, f64) {
     let low = what_if.bins.first().map_or(0.0, |b| b.low).min(what_if.current.threshold);
     let high = what_if.bins.last().map_or(1.0, |b| b.high).max(what_if.current.threshold * 1.25);
-    (low.max(0.0), if high > low { high } else { low + 1.0 })
+    let room = if high > low { 0.01 * (high - low) } else { 1.0 };
+    (low.max(0.0), high + room)
 }
 
 /// Scores by what is known of the parts, with both thresholds. Heights are logarithmic: few defects must be seen beside many
@@ -481,6 +482,8 @@ fn rates(insight: &Insight) -> Markup {
     }
     let values: Vec<Option<f64>> =
         sums.iter().map(|[bad, all]| (*all > 0).then(|| 100.0 * *bad as f64 / *all as f64)).collect();
+    // one alone is a level
+    let values = if values.len() == 1 { values.repeat(2) } else { values };
     let most = values.iter().flatten().copied().fold(0.0, f64::max);
     let time =
         |t: i64| Timestamp::from_second(t).map(|t| t.strftime("%Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();

@@ -21,11 +21,11 @@ use crate::review::store::{Anomaly, Count, Decision, Filter, Page, Reviewed, Sor
 use crate::review::thumbs::{self, Thumb};
 
 /// Cards on a page of the list.
-const CARDS: usize = 24;
+const CARDS: usize = 20;
 /// Lines that are shown as chips; more are chosen in the form.
 const LINE_CHIPS: usize = 10;
 /// Width and height of the picture on a card.
-const CARD: (u32, u32) = (400, 300);
+const CARD: (u32, u32) = (360, 270);
 
 const KEYS: &[Key] = &[
     ("J →", "next card"),
