@@ -471,8 +471,8 @@ fn twenty_thousand_items_stream() {
         .map(|c| c.unwrap())
         .collect();
     let values = columns.iter().map(|c| match c.as_str() {
+        "n" => "NULL".to_owned(),
         "id" => "?1".to_owned(),
-        "event" => "replace(event, ?2, ?1)".to_owned(),
         other => other.to_owned(),
     });
     let sql = format!(
@@ -485,13 +485,18 @@ fn twenty_thousand_items_stream() {
     for n in 1..ITEMS {
         let (new, old) = (id(n).to_string(), id(0).to_string());
         tx.prepare_cached(&sql).unwrap().execute([&new, &old]).unwrap();
-        let copy = "INSERT INTO objects SELECT ?1, name, size, sha256 FROM objects WHERE anomaly = ?2";
-        tx.prepare_cached(copy).unwrap().execute([&new, &old]).unwrap();
+        let row = tx.last_insert_rowid();
+        let event = "INSERT INTO events SELECT ?1, replace(e.event, ?2, ?3) FROM events e JOIN anomalies a USING (n) WHERE a.id = ?2";
+        tx.prepare_cached(event).unwrap().execute(rusqlite::params![row, old, new]).unwrap();
+        let copy =
+            "INSERT INTO objects SELECT ?1, name, size, sha256 FROM objects JOIN anomalies a USING (n) WHERE a.id = ?2";
+        tx.prepare_cached(copy).unwrap().execute(rusqlite::params![row, old]).unwrap();
         std::fs::create_dir_all(shelf(id(n))).unwrap();
         for name in ["frame.jpg", "heatmap.png"] {
             std::fs::hard_link(shelf(id(0)).join(name), shelf(id(n)).join(name)).unwrap();
         }
     }
+    tx.execute("UPDATE tallies SET count = ?1, bytes = bytes * ?1 WHERE count > 0", [ITEMS]).unwrap();
     tx.commit().unwrap();
     drop(db);
     let server = start(dir.path());

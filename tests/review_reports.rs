@@ -245,7 +245,7 @@ fn hostile_names_stay_text() {
     for inline in [" style=", "<style", " onclick=", " onload=", "javascript:"] {
         assert!(!after.contains(inline), "{inline}");
     }
-    assert_eq!(after.matches("<script").count(), 1);
+    assert_eq!(after.matches("<script").count(), before.matches("<script").count());
     assert_eq!(items(&url)[0]["line"], hostile);
 }
 

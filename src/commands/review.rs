@@ -7,6 +7,7 @@ use crate::review::accounts::store::Outcome;
 use crate::review::accounts::{Accounts, Actor, Role, Scope, admin, secret};
 use crate::review::listen::Limits;
 use crate::review::store::Retention;
+use crate::review::store::backup::backup;
 use crate::review::tls::TlsFiles;
 use crate::review::{Config, Server, open_accounts};
 use ipnet::IpNet;
@@ -58,6 +59,14 @@ enum Command {
     /// API tokens of programs, also while the server runs.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Copy everything into a folder, also while the server runs; one that was interrupted goes on.
+    Backup {
+        #[command(flatten)]
+        data: Data,
+        /// The folder; made when it is not there, and never written over.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -156,6 +165,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     match a.command {
         Some(Command::User(command)) => user(command)?,
         Some(Command::Token(command)) => token(command)?,
+        Some(Command::Backup { data, to }) => print_json(&backup(&data.data, &to)?)?,
         None => serve(a)?,
     }
     Ok(0)
