@@ -185,8 +185,8 @@ impl Help {
             let commands = self.commands(&path);
             if word.starts_with('-') {
                 flags.push(*word);
-            } else if commands.is_empty() {
-                break;
+            } else if commands.is_empty() || !(path.is_empty() || flags.is_empty()) {
+                break; // a value, also of a command that has commands and works without
             } else if commands.iter().any(|c| c == word) {
                 path.push((*word).to_owned());
             } else {

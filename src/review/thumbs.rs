@@ -368,7 +368,6 @@ fn small(anomaly: &Anomaly, source: DynamicImage, thumb: Thumb) -> Result<Vec<u8
         let side = |side| u16::try_from(side).failed(cannot);
         let mut encoder = jpeg_encoder::Encoder::new(&mut out, QUALITY);
         encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
-        encoder.set_optimized_huffman_tables(true);
         encoder.encode(&pixels, side(w)?, side(h)?, jpeg_encoder::ColorType::Rgb).failed(cannot)?;
     }
     Ok(out)
