@@ -22,7 +22,7 @@ fn documents() -> Vec<(PathBuf, String)> {
             let (path, name) = (entry.path(), entry.file_name());
             if entry.file_type().unwrap().is_dir() {
                 // what is built or fetched is not ours
-                if name != "target" && !name.to_string_lossy().starts_with('.') {
+                if name != "target" && name != "node_modules" && !name.to_string_lossy().starts_with('.') {
                     walk(&path, out);
                 }
             } else if path.extension().is_some_and(|e| e == "md") {
