@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/alone.rs"]
+mod alone;
 #[path = "support/bad_server.rs"]
 mod bad_server;
 #[path = "support/spool.rs"]
@@ -10,6 +12,7 @@ mod spool;
 #[path = "support/toxic.rs"]
 mod toxic;
 
+use alone::alone;
 use bad_server::{Act, Server};
 use linesight::deliver::{Bounds, Limits, PICTURE_DROPPED, WhenFull};
 use linesight::event::Event;
@@ -37,21 +40,6 @@ fn resident() -> f64 {
 fn processor() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Not run beside each other: they measure what the process uses. Tests of this kind run themselves in a process of their own.
-fn alone(test: &str, work: impl FnOnce()) {
-    const ALONE: &str = "LINESIGHT_TEST_ALONE";
-    if std::env::var(ALONE).is_ok_and(|name| name == test) {
-        return work();
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(ALONE, test)
-        .output()
-        .unwrap();
-    eprint!("{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 fn event(server: &Server, id: &str) -> Event {

@@ -4,12 +4,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/alone.rs"]
+mod alone;
 #[path = "support/camera.rs"]
 mod camera;
 #[path = "support/rtsp.rs"]
 mod rtsp;
 mod support;
 
+use alone::alone;
 use camera::{FakeCamera, ramp};
 use linesight::capture::{CameraOptions, Capture, Decode, OpenOptions, Source, Supervised, Watchdog};
 use linesight::error::{Error, Kind};
@@ -243,21 +246,6 @@ impl Held {
             rss_kb: rss.trim().trim_end_matches(" kB").parse().unwrap(),
         }
     }
-}
-
-/// Not run beside each other: they count what the process holds. Tests of this kind run themselves in a process of their own.
-fn alone(test: &str, work: impl FnOnce()) {
-    const ALONE: &str = "LINESIGHT_TEST_ALONE";
-    if std::env::var(ALONE).is_ok_and(|name| name == test) {
-        return work();
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(ALONE, test)
-        .output()
-        .unwrap();
-    eprint!("{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 trait Returns: Send {
