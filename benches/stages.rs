@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use gstreamer_video as gst_video;
 use linesight::detect::head::{Detector, Family, Head, Member, Term, View};
 use linesight::detect::patchcore::Bank;
-use linesight::detect::ppca::{Ppca, RANK};
+use linesight::detect::ppca::{Basis, Ppca, RANK};
 use linesight::frame::Frame;
 use linesight::prepare::light::{Local, match_light};
 use linesight::prepare::register::{Reference, Registrar};
@@ -62,7 +62,7 @@ fn head(c: &mut Criterion) {
         grid,
         channels,
         mean: (0..n * channels).map(value).collect(),
-        basis: (0..n * channels * RANK).map(|i| 0.1 * value(i)).collect(),
+        basis: Basis::quantised(&(0..n * channels * RANK).map(|i| 0.1 * value(i)).collect::<Vec<_>>(), channels),
         inverse_noise: vec![1.0; n],
     };
     let bank = Bank::new(channels, (0..1000 * channels).map(value).collect(), vec![0.0; channels]).expect("bank");

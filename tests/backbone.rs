@@ -5,7 +5,7 @@
 mod support;
 
 use linesight::detect::backbone::{Backbone, Options, has_vnni};
-use linesight::detect::{Device, Precision};
+use linesight::detect::{Device, Hint, Precision};
 use linesight::prepare::shrink::Size;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,7 +57,7 @@ fn compile(id: &str, input: Size, precision: Precision) -> Backbone {
         device: "CPU".parse::<Device>().unwrap(),
         precision,
         allow_fallback: false,
-        throughput: false,
+        hint: Hint::Latency,
     })
     .unwrap()
 }

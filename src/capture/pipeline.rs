@@ -94,6 +94,7 @@ enum Lost {
 impl Pipeline {
     /// Makes the pipeline; nothing is opened yet. An error will not go away by itself.
     pub(super) fn build(text: Text, reads: Reads, file_name: Option<Arc<str>>, sync: bool) -> Result<Self> {
+        let paced = sync || matches!(reads, Reads::Camera(_));
         let Text { launch, name, secrets, properties, is_users, queue } = text;
         let pipeline = gst::parse::launch(&launch)
             .map_err(|e| {
@@ -151,7 +152,7 @@ impl Pipeline {
             feed: None,
             rate: None,
         };
-        this.watch_decoder();
+        this.watch_decoder(decoder_threads(paced));
         this.count_lost();
         Ok(this)
     }
@@ -306,14 +307,18 @@ impl Pipeline {
             .flatten()
     }
 
-    /// Counts what goes into video decoders and learns which they are; they come when the streams are known.
-    fn watch_decoder(&self) {
+    /// Counts what goes into video decoders, learns which they are and gives them `threads`; they come when the streams are
+    /// known.
+    fn watch_decoder(&self, threads: i32) {
         let encoded = self.encoded.clone();
         let hardware = self.hardware.clone();
         self.pipeline.connect_deep_element_added(move |_, _, element| {
             let class = element.factory().and_then(|f| f.metadata("klass").map(str::to_owned)).unwrap_or_default();
             if !class.contains("Decoder") || !(class.contains("Video") || class.contains("Image")) {
                 return;
+            }
+            if element.find_property("max-threads").is_some_and(|p| p.value_type() == i32::static_type()) {
+                element.set_property("max-threads", threads);
             }
             if class.contains("Hardware") {
                 let name = element.factory().map(|f| f.name().to_string());
@@ -515,6 +520,16 @@ fn prepare_rtp(element: &gst::Element, packets: &Arc<Packets>) {
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// Threads of a software decoder. What comes at a pace is decoded by one: more would take cores from the network, cost a fifth
+/// more for themselves and hold each frame back by as many frames as there are threads. What is read as fast as possible is
+/// decoded by what the network leaves.
+fn decoder_threads(paced: bool) -> i32 {
+    /// More do not help: the network is then the slower stage.
+    const MOST: usize = 4;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if paced { 1 } else { (cores - 1).clamp(1, MOST) as i32 }
 }
 
 /// How long one frame is shown; endless where the rate is not known or varies.

@@ -7,7 +7,7 @@
 use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::{Capture, Source};
-use crate::detect::{Backbone, Device};
+use crate::detect::{Backbone, Device, Hint};
 use crate::error::{Error, Result};
 use crate::line::{self, Latency, Line, Stages, Totals};
 use crate::model::Model;
@@ -80,7 +80,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         ));
     }
     let model = Model::load(&a.model)?;
-    let mut backbone = line::arm(&model, &a.device, false, true)?;
+    let mut backbone = line::arm(&model, &a.device, false, Hint::Throughput)?;
     let line = Line {
         name: "bench",
         site: "bench",

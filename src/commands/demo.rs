@@ -5,7 +5,7 @@ use super::terminal::{Progress, stop_flag, wait_for};
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::deliver::{Config, Deliver, Endpoint, Target};
-use crate::detect::{Device, Precision};
+use crate::detect::{Device, Hint, Precision};
 use crate::error::{Context, Error, Kind, Result};
 use crate::judge::truth::Truth;
 use crate::line::{self, Line};
@@ -93,7 +93,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         targets: vec![Target::review(Endpoint::new(url))],
         audit: None,
     })?;
-    let mut backbone = line::arm(&model, &Device::default(), false, true)?;
+    let mut backbone = line::arm(&model, &Device::default(), false, Hint::Throughput)?;
     let progress = Progress::new();
     let outcome = inspect(
         &Line {

@@ -3,7 +3,7 @@
 use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::Source;
-use crate::detect::Device;
+use crate::detect::{Device, Hint};
 use crate::error::{Error, Result};
 use crate::evaluate::dataset::Dataset;
 use crate::evaluate::{self, Data, Evaluation, Options, report};
@@ -45,7 +45,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     }
     let data = data(&a.data, a.truth.as_deref())?;
     let model = Model::load(&a.model)?;
-    let mut backbone = line::arm(&model, &a.device, a.allow_fallback, true)?;
+    let mut backbone = line::arm(&model, &a.device, a.allow_fallback, Hint::Throughput)?;
     let options = Options { model: &model, gallery: a.report.is_some(), stop: &stop };
     let progress = Progress::new();
     let outcome =

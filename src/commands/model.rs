@@ -5,7 +5,7 @@ use super::terminal::Progress;
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::config::Config;
-use crate::detect::{Device, Precision};
+use crate::detect::{Device, Hint, Precision};
 use crate::error::Result;
 use crate::judge::calibration::{Basis, Change, check_rate};
 use crate::line;
@@ -231,7 +231,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         }
         Action::Check { dir, device, allow_fallback, json } => {
             let model = Model::load(&dir)?;
-            let backbone = line::arm(&model, &device, allow_fallback, false)?;
+            let backbone = line::arm(&model, &device, allow_fallback, Hint::Latency)?;
             let checked = Checked {
                 ok: true,
                 device: backbone.device().to_owned(),

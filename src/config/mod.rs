@@ -13,7 +13,7 @@ mod targets;
 
 use crate::capture::{CameraOptions, Source, Watchdog};
 use crate::deliver::{Bounds, REVIEW, Retention, Target};
-use crate::detect::Device;
+use crate::detect::{Device, Hint};
 use crate::error::{Context, Error, Result};
 use crate::judge::debounce::Debounce;
 use crate::line::Overload;
@@ -85,6 +85,7 @@ pub struct LineConfig {
     pub roi: Option<Roi>,
     pub mask: Option<PathBuf>,
     pub trigger: Option<Trigger>,
+    pub hint: Hint,
     pub overload: Overload,
     pub queue: usize,
     pub deadline: Option<Duration>,
@@ -361,8 +362,9 @@ impl Checker<'_> {
             let message = format!("mask \"{}\" cannot be read", mask.display());
             return Err(self.wrong(&at("mask"), &message, "name a PNG file, black where nothing is judged"));
         }
-        let overload = raw.overload.unwrap_or(if source.is_live() { Overload::Newest } else { Overload::Block });
-        if raw.repeat && source.is_live() {
+        let live = source.is_live();
+        let overload = raw.overload.unwrap_or(if live { Overload::Newest } else { Overload::Block });
+        if raw.repeat && live {
             return Err(self.wrong(&at("repeat"), "this source has no end", "repeat goes with recordings and folders"));
         }
         Ok(LineConfig {
@@ -376,6 +378,7 @@ impl Checker<'_> {
             roi,
             mask,
             trigger: raw.trigger,
+            hint: raw.hint.unwrap_or(Hint::for_source(live || raw.realtime)),
             overload,
             queue,
             deadline,

@@ -2,6 +2,7 @@
 
 use crate::capture::CameraOptions;
 use crate::deliver::{Order, WhenFull};
+use crate::detect::Hint;
 use crate::line::Overload;
 use crate::model::Trigger;
 use schemars::JsonSchema;
@@ -253,6 +254,9 @@ pub struct RawLine {
     pub mask: Option<PathBuf>,
     /// What the model was taught with; a model of the other kind is refused.
     pub trigger: Option<Trigger>,
+    /// What the device is to be good at: latency for cameras and recordings at their own rate, throughput for recordings as
+    /// fast as possible when left out.
+    pub hint: Option<Hint>,
     /// What happens when the detector is slower than the source: newest for cameras and block for recordings when left out.
     pub overload: Option<Overload>,
     /// Frames that may wait for the detector, 1 to 64.

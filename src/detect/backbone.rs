@@ -240,6 +240,31 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// What a device is to be good at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Hint {
+    /// Each frame as soon as possible: for what comes at its own rate.
+    Latency,
+    /// Many frames at once: for what is read as fast as possible.
+    Throughput,
+}
+
+impl Hint {
+    /// What suits a source: one that comes at its own rate (`paced`), or one that waits for us.
+    pub fn for_source(paced: bool) -> Self {
+        if paced { Hint::Latency } else { Hint::Throughput }
+    }
+
+    /// As OpenVINO's PERFORMANCE_HINT has it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Hint::Latency => "LATENCY",
+            Hint::Throughput => "THROUGHPUT",
+        }
+    }
+}
+
 /// What a network is compiled for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -250,8 +275,7 @@ pub struct Options {
     pub precision: Precision,
     /// Accept that a named device does not run and another does.
     pub allow_fallback: bool,
-    /// Many frames at once (recordings, teaching) rather than each as soon as possible (live lines).
-    pub throughput: bool,
+    pub hint: Hint,
 }
 
 /// A compiled network and its pool size.
@@ -380,7 +404,7 @@ impl Backbone {
                     .failed(|| format!("device {device} does not run {}", options.precision.as_str()))
                     .map_err(|e| e.hint("use --precision f32"))?;
             }
-            set("PERFORMANCE_HINT", if options.throughput { "THROUGHPUT" } else { "LATENCY" })
+            set("PERFORMANCE_HINT", options.hint.as_str())
                 .failed(|| format!("device {device} takes no performance hint"))?;
         }
         let wanted = options.device.as_str();

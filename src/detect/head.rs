@@ -6,13 +6,11 @@
 //! good parts), so that the score of several terms is the mean of their z-scores plus a constant. The map is the members'
 //! maps with the same weights. One member with one term has weight 1.
 
+use crate::detect::enlarge::Enlarger;
 use crate::detect::patchcore::{Bank, Search};
 use crate::detect::ppca::Ppca;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::prepare::shrink::Size;
-use opencv::core::{CV_32F, Mat};
-use opencv::imgproc;
-use opencv::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Map pixels for each cell of the network's grid.
@@ -221,8 +219,8 @@ pub struct Head {
     distances: Vec<f32>,
     sorted: Vec<f32>,
     search: Search,
-    enlarged: Mat,
-    smoothed: Mat,
+    /// One for each kind of map that was made.
+    enlargers: Vec<Enlarger>,
 }
 
 impl Head {
@@ -242,7 +240,7 @@ impl Head {
         let mut score = 0.0;
         let mut map: Option<AnomalyMap> = None;
         for member in &detector.members {
-            let one = self.member_map(detector, member, features, mask)?;
+            let one = self.member_map(detector, member, features, mask);
             let mut weight = 0.0;
             for term in &member.terms {
                 score += term.weight * highest(&one.values, term.top, &mut self.sorted);
@@ -268,7 +266,7 @@ impl Head {
         member: &Member,
         features: &[f32],
         mask: Option<&[u8]>,
-    ) -> Result<AnomalyMap> {
+    ) -> AnomalyMap {
         let grid = member.view.grid(detector.grid);
         let mut distances = std::mem::take(&mut self.distances);
         distances.resize(grid.area(), 0.0);
@@ -286,45 +284,19 @@ impl Head {
     }
 
     /// Enlarges a grid of distances to `size` and smooths it.
-    pub fn smooth(
-        &mut self,
-        distances: &[f32],
-        grid: Size,
-        size: Size,
-        sigma: f32,
-        mask: Option<&[u8]>,
-    ) -> Result<AnomalyMap> {
-        let from = Mat::new_rows_cols_with_data(grid.height as i32, grid.width as i32, distances)
-            .failed(|| "anomaly map size")?;
-        imgproc::resize(
-            &from,
-            &mut self.enlarged,
-            opencv::core::Size::new(size.width as i32, size.height as i32),
-            0.0,
-            0.0,
-            imgproc::INTER_LINEAR,
-        )
-        .failed(|| "anomaly map cannot be enlarged")?;
-        let smoothed = if sigma > 0.0 {
-            imgproc::gaussian_blur(
-                &self.enlarged,
-                &mut self.smoothed,
-                opencv::core::Size::new(0, 0),
-                f64::from(sigma),
-                f64::from(sigma),
-                opencv::core::BORDER_REFLECT_101,
-            )
-            .failed(|| "anomaly map cannot be smoothed")?;
-            &self.smoothed
-        } else {
-            &self.enlarged
+    pub fn smooth(&mut self, distances: &[f32], grid: Size, size: Size, sigma: f32, mask: Option<&[u8]>) -> AnomalyMap {
+        let enlarger = match self.enlargers.iter().position(|e| e.is_for(grid, size, sigma)) {
+            Some(known) => known,
+            None => {
+                self.enlargers.push(Enlarger::new(grid, size, sigma));
+                self.enlargers.len() - 1
+            }
         };
-        debug_assert_eq!(smoothed.typ(), CV_32F);
-        let mut values = smoothed.data_typed::<f32>().failed(|| "anomaly map")?.to_vec();
+        let mut values = self.enlargers[enlarger].enlarge(distances);
         if let Some(mask) = mask {
             values.iter_mut().zip(mask).for_each(|(v, &m)| *v *= f32::from(u8::from(m != 0)));
         }
-        Ok(AnomalyMap { size, values })
+        AnomalyMap { size, values }
     }
 }
 
@@ -342,7 +314,7 @@ mod tests {
         let grid = Size { width: 4, height: 4 };
         let size = map_size(grid);
         let mask: Vec<u8> = (0..size.area()).map(|i| u8::from(i % size.width as usize >= 8)).collect();
-        let map = Head::new().smooth(&[1.0; 16], grid, size, 1.5, Some(&mask)).unwrap();
+        let map = Head::new().smooth(&[1.0; 16], grid, size, 1.5, Some(&mask));
         assert_eq!(map.values[0], 0.0);
         assert!((map.max() - 1.0).abs() < 1e-5);
     }

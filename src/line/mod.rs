@@ -21,7 +21,7 @@ use crate::capture::{CameraOptions, Source, Watchdog};
 use crate::deliver::live_picture::LivePicture;
 use crate::deliver::{Deliver, Pictures};
 use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request};
-use crate::detect::{AnomalyMap, Device, Head, Precision};
+use crate::detect::{AnomalyMap, Device, Head, Hint, Precision};
 use crate::error::{Error, Result};
 use crate::event::{Rect, Region, Verdict};
 use crate::frame::Frame;
@@ -222,20 +222,20 @@ impl Network {
 }
 
 /// What the model's network is compiled for.
-pub fn network_of(model: &Model, device: &Device, allow_fallback: bool, throughput: bool) -> BackboneOptions {
+pub fn network_of(model: &Model, device: &Device, allow_fallback: bool, hint: Hint) -> BackboneOptions {
     BackboneOptions {
         backbone: model.backbone.id.clone(),
         input: model.preparation.input,
         device: device.clone(),
         precision: model.precision,
         allow_fallback,
-        throughput,
+        hint,
     }
 }
 
 /// Compiles the model's network for the device that runs it, and checks that it gives the scores it gave when it was taught.
-pub fn arm(model: &Model, device: &Device, allow_fallback: bool, throughput: bool) -> Result<Backbone> {
-    let mut backbone = Backbone::compile(&network_of(model, device, allow_fallback, throughput))?;
+pub fn arm(model: &Model, device: &Device, allow_fallback: bool, hint: Hint) -> Result<Backbone> {
+    let mut backbone = Backbone::compile(&network_of(model, device, allow_fallback, hint))?;
     check_parity(model, &mut backbone)?;
     Ok(backbone)
 }

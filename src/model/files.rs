@@ -2,7 +2,7 @@
 
 use crate::detect::head::{Detector, Family, Member, Term, View};
 use crate::detect::patchcore::Bank;
-use crate::detect::ppca::{Ppca, RANK};
+use crate::detect::ppca::{Basis, Ppca, RANK};
 use crate::error::{Context, Error, Result};
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::Size;
@@ -101,15 +101,19 @@ const PATCHCORE: &str = "patchcore";
 pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec<u8>> {
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (i, m) in d.members.iter().enumerate() {
+        let grid = m.view.grid(d.grid);
+        let (h, w) = (grid.height as usize, grid.width as usize);
+        if let Family::Ppca(p) = &m.family {
+            let bytes = p.basis.steps.iter().map(|s| s.cast_unsigned()).collect();
+            tensors.push((format!("{i}.basis"), Dtype::I8, vec![h, w, p.channels, RANK], bytes));
+        }
         let mut put = |name: &str, shape: Vec<usize>, values: &[f32]| {
             tensors.push((format!("{i}.{name}"), Dtype::F32, shape, floats(values)));
         };
-        let grid = m.view.grid(d.grid);
-        let (h, w) = (grid.height as usize, grid.width as usize);
         match &m.family {
             Family::Ppca(p) => {
                 put("mean", vec![h, w, p.channels], &p.mean);
-                put("basis", vec![h, w, p.channels, RANK], &p.basis);
+                put("basis_scale", vec![h, w, RANK], &p.basis.scale);
                 put("inverse_noise", vec![h, w], &p.inverse_noise);
             }
             Family::Patchcore(bank) => {
@@ -154,6 +158,15 @@ pub(super) fn parse_normality(
         let t = tensor(name, Dtype::F32, rank)?;
         Ok(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
+    // packages of before the 8-bit directions have them in f32
+    let basis = |i: usize| -> Result<Basis> {
+        let name = format!("{i}.basis");
+        if tensors.tensor(&name).is_ok_and(|t| t.dtype() == Dtype::F32) {
+            return Ok(Basis::quantised(&read(&name, 4)?, channels));
+        }
+        let steps = tensor(&name, Dtype::I8, 4)?.data().iter().map(|b| b.cast_signed()).collect();
+        Ok(Basis { steps, scale: read(&format!("{i}.basis_scale"), 3)? })
+    };
     let members = members
         .iter()
         .enumerate()
@@ -165,7 +178,7 @@ pub(super) fn parse_normality(
                     grid: view.grid(grid),
                     channels,
                     mean: read(&named("mean"), 3)?,
-                    basis: read(&named("basis"), 4)?,
+                    basis: basis(i)?,
                     inverse_noise: read(&named("inverse_noise"), 2)?,
                 }),
                 PATCHCORE => {

@@ -105,9 +105,7 @@ impl Served {
         self.status.pulse.beat_for(Stage::Line, LOADING);
         let mut model = load(c)?;
         self.status.set_model(model.id(), model.threshold());
-        // a live line wants each answer soon, a recording all of them
-        let throughput = !c.source.is_live() && !c.realtime;
-        let options = line::network_of(&model, &c.device, c.allow_fallback, throughput);
+        let options = line::network_of(&model, &c.device, c.allow_fallback, c.hint);
         let held = shared.networks.get(&model, &options)?;
         // only now: the reference scores, which were just checked, are those of the package's own mask
         leave_out(&mut model, c)?;

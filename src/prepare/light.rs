@@ -49,12 +49,14 @@ impl Light {
 pub fn match_light(rgb: &mut [u8], reference: &Reference) {
     let (mean, deviation) = statistics(rgb);
     let gain = reference.deviation / (deviation + 1e-3);
-    let mut table = [0u8; 256];
-    for (i, t) in table.iter_mut().enumerate() {
-        *t = ((i as f32 - mean) * gain + reference.mean).round().clamp(0.0, 255.0) as u8;
-    }
-    for p in rgb {
-        *p = table[*p as usize];
+    move_levels(rgb, mean, gain, reference.mean);
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn move_levels(rgb: &mut [u8], from: f32, gain: f32, to: f32) {
+    for v in rgb {
+        // half added and cut off: rounds what is not negative, and casts saturate
+        *v = ((f32::from(*v) - from) * gain + to + 0.5) as u8;
     }
 }
 

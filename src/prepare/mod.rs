@@ -107,8 +107,10 @@ impl Preparer {
                 Pose { placement: found.placement, doubt: found.doubt }
             }
             None => {
-                let (crop, doubt) = self.register(p, frame, crop)?;
-                self.shrinker.rgb(frame, crop, p.input, out)?;
+                let (crop, doubt, seen) = self.register(p, frame, crop)?;
+                // what was shrunk to be measured is half of the work
+                let luma = seen.then_some(self.luma.as_slice());
+                self.shrinker.rgb_with(frame, crop, p.input, luma, out)?;
                 Pose { placement: crop.into(), doubt }
             }
         };
@@ -116,10 +118,10 @@ impl Preparer {
         Ok(pose)
     }
 
-    /// Shift registration: the crop moved by whole pixels.
-    fn register(&mut self, p: &Preparation, frame: &Frame, start: Crop) -> Result<(Crop, Option<Doubt>)> {
+    /// Shift registration: the crop moved by whole pixels, and whether `luma` is its luma.
+    fn register(&mut self, p: &Preparation, frame: &Frame, start: Crop) -> Result<(Crop, Option<Doubt>, bool)> {
         let mut crop = start;
-        let Some(registrar) = self.registrar.as_mut() else { return Ok((crop, None)) };
+        let Some(registrar) = self.registrar.as_mut() else { return Ok((crop, None, false)) };
         let limit_x = f64::from(p.max_shift) * f64::from(start.width);
         let limit_y = f64::from(p.max_shift) * f64::from(start.height);
         // the second round measures what the first one's whole-pixel step and the changed edges left over
@@ -132,14 +134,15 @@ impl Preparer {
             let moved = crop.shifted(dx as i32, dy as i32);
             if f64::from((moved.x - start.x).abs()) > limit_x || f64::from((moved.y - start.y).abs()) > limit_y {
                 // a correlation peak this far away is more likely wrong than right: the located pose is kept
-                return Ok((crop, Some(Doubt { reason: "pose outside what was taught".into(), scorable: true })));
+                let doubt = Doubt { reason: "pose outside what was taught".into(), scorable: true };
+                return Ok((crop, Some(doubt), true));
+            }
+            if moved == crop {
+                return Ok((crop, None, true));
             }
             crop = moved;
-            if dx == 0.0 && dy == 0.0 {
-                break;
-            }
         }
-        Ok((crop, None))
+        Ok((crop, None, false))
     }
 }
 

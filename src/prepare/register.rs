@@ -1,13 +1,20 @@
 //! Registration by shift: what makes a position-wise detector see the same place at the same grid cell.
 //!
-//! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma at the model's size against the median teach picture;
-//! the ROI is then cropped again by whole source pixels, so that nothing is interpolated.
+//! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma against the median teach picture; the ROI is then cropped
+//! again by whole source pixels, so that nothing is interpolated. The peak is found to a fraction of a pixel, so a picture of
+//! half the model's size is large enough to measure in; the reference's transform is made once.
 
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
-use opencv::core::{CV_32F, Mat, Point2d, no_array};
-use opencv::imgproc;
-use opencv::prelude::*;
+use realfft::num_complex::Complex32;
+use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
+use rustfft::{Fft, FftPlanner};
+use std::sync::Arc;
+
+/// Pictures are halved before they are correlated while each side keeps at least this many pixels.
+const MIN_SIDE: u32 = 80;
+/// The peak's place is the centroid of so many pixels on each side of the highest.
+const PEAK_REACH: i64 = 2;
 
 /// The median teach picture, against which crops are registered and matched.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,63 +32,185 @@ pub struct Reference {
 
 /// Finds the shift between a crop and the reference. Belongs to one thread.
 pub struct Registrar {
-    window: Mat,
-    reference: Mat,
-    current: Mat,
+    /// Of the pictures that come.
     size: Size,
+    /// Of the pictures that are correlated: this many times smaller.
+    step: usize,
+    /// Across and down, Hann.
+    windows: [Vec<f32>; 2],
+    transform: Transform,
+    /// The reference's spectrum.
+    reference: Vec<Complex32>,
+    spectrum: Vec<Complex32>,
+    picture: Vec<f32>,
 }
 
-/// A measured displacement, in pixels of the small picture.
+/// A measured displacement, in pixels of the picture that was given.
 #[derive(Debug, Clone, Copy)]
 pub struct Shift {
     pub dx: f64,
     pub dy: f64,
-    /// Peak of the correlation, 0..1; small when the pictures have little in common.
+    /// The peak's share of the correlation, 0..1; small when the pictures have little in common.
     pub response: f64,
 }
 
 impl Registrar {
     pub fn new(reference: &Reference) -> Result<Self> {
         let size = reference.size;
-        let mut window = Mat::default();
-        imgproc::create_hanning_window(
-            &mut window,
-            opencv::core::Size::new(size.width as i32, size.height as i32),
-            CV_32F,
-        )
-        .failed(|| "registration: no window")?;
-        let mut this = Registrar { window, reference: Mat::default(), current: Mat::default(), size };
+        let even = size.width.is_multiple_of(4) && size.height.is_multiple_of(4);
+        let step = if even && size.width.min(size.height) >= 2 * MIN_SIDE { 2 } else { 1 };
+        let (w, h) = (size.width as usize / step, size.height as usize / step);
+        let mut this = Registrar {
+            size,
+            step,
+            windows: [hann(w), hann(h)],
+            transform: Transform::new(w, h),
+            reference: Vec::new(),
+            spectrum: Vec::new(),
+            picture: Vec::new(),
+        };
         this.load(&reference.luma)?;
-        std::mem::swap(&mut this.reference, &mut this.current);
+        this.reference = this.spectrum.clone();
         Ok(this)
     }
 
     /// How far the content of `luma` lies from where the reference has it: positive `dx` means further right.
     pub fn measure(&mut self, luma: &[u8]) -> Result<Shift> {
         self.load(luma)?;
-        let mut response = 0.0;
-        // phase_correlate multiplies its inputs by the window in place, which would wear the reference away from call to
-        // call: both are windowed here, once
-        let Point2d { x, y } =
-            imgproc::phase_correlate(&self.reference, &self.current, &no_array(), Some(&mut response))
-                .failed(|| "registration: phase correlation")?;
-        Ok(Shift { dx: x, dy: y, response })
+        for (s, r) in self.spectrum.iter_mut().zip(&self.reference) {
+            let cross = *s * r.conj();
+            *s = cross / cross.norm().max(f32::MIN_POSITIVE);
+        }
+        self.transform.inverse(&mut self.spectrum, &mut self.picture)?;
+        let (w, h) = (self.transform.width, self.transform.height);
+        let highest = self.picture.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);
+        let (px, py) = ((highest % w) as i64, (highest / w) as i64);
+        let (mut sum, mut sx, mut sy) = (0.0, 0.0, 0.0);
+        for (x, y) in (-PEAK_REACH..=PEAK_REACH).flat_map(|y| (-PEAK_REACH..=PEAK_REACH).map(move |x| (x, y))) {
+            let at = (py + y).rem_euclid(h as i64) as usize * w + (px + x).rem_euclid(w as i64) as usize;
+            let value = f64::from(self.picture[at]);
+            sum += value;
+            sx += value * x as f64;
+            sy += value * y as f64;
+        }
+        // the second half of the correlation is shifts to the left and up
+        let signed = |p: i64, n: usize| (if 2 * p >= n as i64 { p - n as i64 } else { p }) as f64;
+        let centre =
+            |p: i64, n: usize, moment: f64| (signed(p, n) + moment / sum.max(f64::MIN_POSITIVE)) * self.step as f64;
+        Ok(Shift { dx: centre(px, w, sx), dy: centre(py, h, sy), response: sum / (w * h) as f64 })
     }
 
-    /// Centres and windows a picture into `current`.
+    /// The spectrum of a picture, centred and windowed.
     fn load(&mut self, luma: &[u8]) -> Result<()> {
-        let mean = luma.iter().map(|&v| u64::from(v)).sum::<u64>() as f64 / luma.len().max(1) as f64;
-        let from = Mat::new_rows_cols_with_data(self.size.height as i32, self.size.width as i32, luma)
-            .failed(|| "registration: picture size")?;
-        from.convert_to(&mut self.current, CV_32F, 1.0, -mean).failed(|| "registration: conversion")?;
-        let window = self.window.data_typed::<f32>().failed(|| "registration: window")?;
-        let pixels = self.current.data_typed_mut::<f32>().failed(|| "registration: picture")?;
-        pixels.iter_mut().zip(window).for_each(|(p, w)| *p *= w);
+        let (w, step, row) = (self.transform.width, self.step, self.size.width as usize);
+        self.picture.clear();
+        let share = 1.0 / (step * step) as f32;
+        for lines in luma.chunks_exact(row * step) {
+            match step {
+                1 => self.picture.extend(lines.iter().map(|&v| f32::from(v))),
+                _ => {
+                    let (upper, lower) = lines.split_at(row);
+                    let pairs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
+                    self.picture.extend(pairs.map(|(a, b)| {
+                        share * f32::from(u16::from(a[0]) + u16::from(a[1]) + u16::from(b[0]) + u16::from(b[1]))
+                    }));
+                }
+            }
+        }
+        let mean = self.picture.iter().sum::<f32>() / self.picture.len().max(1) as f32;
+        for (line, down) in self.picture.chunks_exact_mut(w).zip(&self.windows[1]) {
+            line.iter_mut().zip(&self.windows[0]).for_each(|(p, across)| *p = (*p - mean) * across * down);
+        }
+        self.transform.forward(&mut self.picture, &mut self.spectrum)
+    }
+}
+
+/// A Hann window of `n` values.
+fn hann(n: usize) -> Vec<f32> {
+    let step = std::f64::consts::TAU / (n.max(2) - 1) as f64;
+    (0..n).map(|i| (0.5 * (1.0 - (i as f64 * step).cos())) as f32).collect()
+}
+
+/// Fourier transforms of pictures of one size. Spectra are `[column][row]`, not scaled.
+struct Transform {
+    width: usize,
+    height: usize,
+    across: Arc<dyn RealToComplex<f32>>,
+    back: Arc<dyn ComplexToReal<f32>>,
+    down: Arc<dyn Fft<f32>>,
+    up: Arc<dyn Fft<f32>>,
+    lines: Vec<Complex32>,
+    scratch: Vec<Complex32>,
+}
+
+impl Transform {
+    fn new(width: usize, height: usize) -> Self {
+        let (mut real, mut complex) = (RealFftPlanner::new(), FftPlanner::new());
+        let (across, back) = (real.plan_fft_forward(width), real.plan_fft_inverse(width));
+        let (down, up) = (complex.plan_fft_forward(height), complex.plan_fft_inverse(height));
+        let scratch = [
+            across.get_scratch_len(),
+            back.get_scratch_len(),
+            down.get_inplace_scratch_len(),
+            up.get_inplace_scratch_len(),
+        ];
+        let scratch = scratch.into_iter().max().unwrap_or(0);
+        let lines = vec![Complex32::default(); (width / 2 + 1) * height];
+        Transform { width, height, across, back, down, up, lines, scratch: vec![Complex32::default(); scratch] }
+    }
+
+    /// `picture` is used up.
+    fn forward(&mut self, picture: &mut [f32], spectrum: &mut Vec<Complex32>) -> Result<()> {
+        let columns = self.width / 2 + 1;
+        for (line, to) in picture.chunks_exact_mut(self.width).zip(self.lines.chunks_exact_mut(columns)) {
+            self.across
+                .process_with_scratch(line, to, &mut self.scratch[..self.across.get_scratch_len()])
+                .failed(|| "registration: transform")?;
+        }
+        spectrum.resize(self.lines.len(), Complex32::default());
+        transpose(&self.lines, columns, spectrum);
+        self.down.process_with_scratch(spectrum, &mut self.scratch);
+        Ok(())
+    }
+
+    /// `spectrum` is used up.
+    fn inverse(&mut self, spectrum: &mut [Complex32], picture: &mut Vec<f32>) -> Result<()> {
+        let columns = self.width / 2 + 1;
+        self.up.process_with_scratch(spectrum, &mut self.scratch);
+        transpose(spectrum, self.height, &mut self.lines);
+        picture.resize(self.width * self.height, 0.0);
+        for (line, to) in self.lines.chunks_exact_mut(columns).zip(picture.chunks_exact_mut(self.width)) {
+            // a real picture's first and last column are real but for rounding
+            line[0].im = 0.0;
+            if self.width.is_multiple_of(2) {
+                line[columns - 1].im = 0.0;
+            }
+            self.back
+                .process_with_scratch(line, to, &mut self.scratch[..self.back.get_scratch_len()])
+                .failed(|| "registration: inverse transform")?;
+        }
         Ok(())
     }
 }
 
+/// `[row][column]` with `columns` columns to `[column][row]`.
+fn transpose(from: &[Complex32], columns: usize, to: &mut [Complex32]) {
+    /// Values of a block stay in the first-level cache.
+    const BLOCK: usize = 16;
+    let rows = from.len() / columns;
+    for y0 in (0..rows).step_by(BLOCK) {
+        for x0 in (0..columns).step_by(BLOCK) {
+            for x in x0..(x0 + BLOCK).min(columns) {
+                for y in y0..(y0 + BLOCK).min(rows) {
+                    to[x * rows + y] = from[y * columns + x];
+                }
+            }
+        }
+    }
+}
+
 /// Mean and standard deviation over all bytes of a picture.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub fn statistics(pixels: &[u8]) -> (f32, f32) {
     let (mut sum, mut squares) = (0u64, 0u64);
     for block in pixels.chunks(4096) {
@@ -124,7 +253,28 @@ mod tests {
         assert!(s.response > 0.3, "{s:?}");
     }
 
-    /// Found by a falling response: OpenCV's phaseCorrelate multiplies its inputs by the window in place.
+    /// Large pictures are halved, and the shift is found to a quarter of one of their pixels all the same.
+    #[test]
+    fn halved_pictures_are_measured_as_exactly() {
+        let size = Size { width: 256, height: 192 };
+        let blob = |cx: f64, cy: f64| -> Vec<u8> {
+            let at = |i: u32| (f64::from(i % size.width), f64::from(i / size.width));
+            let blobs = [(0.0, 0.0, 9.0), (61.0, 20.0, 5.0), (-40.0, 33.0, 7.0), (15.0, -50.0, 4.0)];
+            let light = |i| {
+                let (x, y) = at(i);
+                let each = blobs.map(|(bx, by, r)| (-((x - cx - bx).powi(2) + (y - cy - by).powi(2)) / (r * r)).exp());
+                (30.0 + 180.0 * each.iter().sum::<f64>()).min(255.0) as u8
+            };
+            (0..size.width * size.height).map(light).collect()
+        };
+        let reference = Reference { size, luma: blob(128.0, 96.0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
+        let mut r = Registrar::new(&reference).unwrap();
+        for (dx, dy) in [(0.0, 0.0), (1.0, 0.0), (3.5, -2.25), (-11.0, 7.5), (0.5, 0.5)] {
+            let s = r.measure(&blob(128.0 + dx, 96.0 + dy)).unwrap();
+            assert!((s.dx - dx).abs() < 0.25 && (s.dy - dy).abs() < 0.25, "{dx} {dy}: {s:?}");
+        }
+    }
+
     #[test]
     fn measuring_again_gives_the_same() {
         let size = Size { width: 128, height: 128 };

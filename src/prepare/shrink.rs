@@ -90,6 +90,18 @@ impl Shrinker {
 
     /// The crop as interleaved RGB at `size` (even width and height), into `out` (`3 * size.area()` bytes).
     pub fn rgb(&mut self, frame: &Frame, crop: Crop, size: Size, out: &mut [u8]) -> Result<()> {
+        self.rgb_with(frame, crop, size, None, out)
+    }
+
+    /// As [`Shrinker::rgb`], with what [`Shrinker::luma`] gave for the same frame, crop and size, if that was asked for.
+    pub fn rgb_with(
+        &mut self,
+        frame: &Frame,
+        crop: Crop,
+        size: Size,
+        luma: Option<&[u8]>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let full = crop_f64(crop, 1.0, 1.0);
         match frame.format() {
             PixelFormat::Rgb => self.plane(&frame.plane(0), full, size, out),
@@ -101,7 +113,13 @@ impl Shrinker {
             PixelFormat::Gray8 => {
                 let mut gray = std::mem::take(&mut self.yuv);
                 gray.resize(size.area(), 0);
-                let done = self.plane(&frame.plane(0), full, size, &mut gray);
+                let done = match luma {
+                    Some(luma) => {
+                        gray.copy_from_slice(luma);
+                        Ok(())
+                    }
+                    None => self.plane(&frame.plane(0), full, size, &mut gray),
+                };
                 for (p, &g) in out.chunks_exact_mut(3).zip(&gray) {
                     p.fill(g);
                 }
@@ -110,7 +128,7 @@ impl Shrinker {
             }
             PixelFormat::I420 | PixelFormat::Nv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
                 let mut yuv = std::mem::take(&mut self.yuv);
-                let done = self.yuv_to_rgb(frame, crop, size, &mut yuv, out);
+                let done = self.yuv_to_rgb(frame, crop, size, luma, &mut yuv, out);
                 self.yuv = yuv;
                 done
             }
@@ -118,12 +136,26 @@ impl Shrinker {
     }
 
     /// Shrinks the planes to 4:2:0 at the model's size and converts there.
-    fn yuv_to_rgb(&mut self, frame: &Frame, crop: Crop, size: Size, yuv: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
+    fn yuv_to_rgb(
+        &mut self,
+        frame: &Frame,
+        crop: Crop,
+        size: Size,
+        luma: Option<&[u8]>,
+        yuv: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let half = Size { width: size.width / 2, height: size.height / 2 };
         let (n, q) = (size.area(), half.area());
         yuv.resize(n + 2 * q, 0);
         let (y, uv) = yuv.split_at_mut(n);
-        self.plane(&frame.plane(0), crop_f64(crop, 1.0, 1.0), size, y)?;
+        let y = match luma {
+            Some(luma) => luma,
+            None => {
+                self.plane(&frame.plane(0), crop_f64(crop, 1.0, 1.0), size, y)?;
+                y
+            }
+        };
         let c = frame.colorimetry();
         let range = if c.full_range { yuv::YuvRange::Full } else { yuv::YuvRange::Limited };
         let matrix = if c.bt709 { yuv::YuvStandardMatrix::Bt709 } else { yuv::YuvStandardMatrix::Bt601 };

@@ -6,7 +6,7 @@ use super::recipe::{self, Recipe};
 use super::{Progress, check_count, pose};
 use crate::capture::Source;
 use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};
-use crate::detect::{Detector, Device, Head, Precision};
+use crate::detect::{Detector, Device, Head, Hint, Precision};
 use crate::error::{Error, Result};
 use crate::judge::Calibration;
 use crate::judge::calibration::Basis;
@@ -129,7 +129,7 @@ pub fn calibrate(
         device: device.clone(),
         precision,
         allow_fallback,
-        throughput: true,
+        hint: Hint::Throughput,
     })?;
     let mut parts = parts::collect(good, model.trigger, model.roi, model.locator.as_ref(), progress)?.parts;
     check_count(&parts)?;

@@ -5,7 +5,7 @@
 //! of `docs/design/detector.md`: `lambda = 0.3 (0.9 v + 0.1 mean v)` with v the position's mean variance per feature.
 
 use super::features::Features;
-use crate::detect::ppca::{Ppca, RANK};
+use crate::detect::ppca::{Basis, Ppca, RANK};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 use rayon::prelude::*;
 
@@ -146,15 +146,8 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Ppca {
         })
         .collect();
     let lambda = noise(&fitted.iter().map(|f| f.variance).collect::<Vec<_>>());
-    let mut model = Ppca {
-        grid: features.grid,
-        channels: c,
-        mean: Vec::with_capacity(n * c),
-        basis: vec![0.0; n * c * RANK],
-        inverse_noise: lambda.iter().map(|l| (1.0 / l) as f32).collect(),
-    };
-    for ((f, l), basis) in fitted.iter().zip(&lambda).zip(model.basis.chunks_exact_mut(c * RANK)) {
-        model.mean.extend_from_slice(&f.mean);
+    let mut basis = vec![0.0; n * c * RANK];
+    for ((f, l), basis) in fitted.iter().zip(&lambda).zip(basis.chunks_exact_mut(c * RANK)) {
         for (k, (e, direction)) in f.directions.iter().enumerate() {
             let weight = (e / (e + l)).sqrt() as f32;
             for (i, v) in direction.iter().enumerate() {
@@ -162,7 +155,13 @@ pub fn fit(features: &Features, chosen: &[usize], seed: u64) -> Ppca {
             }
         }
     }
-    model
+    Ppca {
+        grid: features.grid,
+        channels: c,
+        mean: fitted.iter().flat_map(|f| f.mean.iter().copied()).collect(),
+        basis: Basis::quantised(&basis, c),
+        inverse_noise: lambda.iter().map(|l| (1.0 / l) as f32).collect(),
+    }
 }
 
 /// Distances of each part at each position, from models that were fitted without the part's fold.

@@ -23,7 +23,7 @@ pub use choose::Candidate;
 use crate::capture::Source;
 use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};
 use crate::detect::head::map_size;
-use crate::detect::{Device, Precision};
+use crate::detect::{Device, Hint, Precision};
 use crate::error::Result;
 use crate::judge::calibration::{Basis, MIN_PARTS, too_few};
 use crate::model::{BackboneId, Method, Model, Trigger};
@@ -198,7 +198,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         device: options.device.clone(),
         precision: options.precision,
         allow_fallback: options.allow_fallback,
-        throughput: true,
+        hint: Hint::Throughput,
     };
     let Chosen { recipe, side, why, candidates } =
         select::choose(options, &parts, &sides, &posed, &judged, &compiled, progress)?;

@@ -181,11 +181,11 @@ pub fn term_values(
     grid: Size,
     map: Size,
     mask: Option<&[u8]>,
-) -> Result<Vec<f32>> {
+) -> Vec<f32> {
     let relative: Vec<f32> = distances.iter().zip(usual).map(|(d, u)| d / u).collect();
-    let map = head.smooth(&relative, grid, map, member.sigma, mask)?;
+    let map = head.smooth(&relative, grid, map, member.sigma, mask);
     let mut scratch = Vec::new();
-    Ok(member.tops.iter().map(|&t| highest(&map.values, t, &mut scratch)).collect())
+    member.tops.iter().map(|&t| highest(&map.values, t, &mut scratch)).collect()
 }
 
 /// Mean and standard deviation; the latter is never 0, also of parts that are all the same.
@@ -229,7 +229,7 @@ pub fn fit(
         let values: Vec<Vec<f32>> = held_out
             .par_iter()
             .map_init(Head::new, |head, d| term_values(head, m, d, &normal, viewed.grid, map, mask))
-            .collect::<Result<_>>()?;
+            .collect();
         let weighted = (0..m.tops.len())
             .map(|t| {
                 let counts = values.iter().zip(counted).filter(|(_, c)| **c).map(|(v, _)| v[t]);
