@@ -39,8 +39,8 @@ test-ui: setup tests/ui/node_modules/stamp ## try the review pages in a browser
 fault: setup ## run the fault tests with their full counts (an hour and more)
 	LINESIGHT_FAULT=full cargo test $(CARGO_FLAGS) $(addprefix --test ,$(FAULT_TESTS)) --no-fail-fast -- --nocapture --test-threads=1
 
-soak: setup ## run a line for an hour (MINUTES=60) while the endpoint comes and goes and the process is killed
-	LINESIGHT_SOAK=$(or $(MINUTES),60) cargo test --release $(CARGO_FLAGS) --test lossless -- --nocapture --exact soak
+soak: setup ## run lines for an hour each (MINUTES=60): one undisturbed, one while the endpoint goes and the process is killed
+	LINESIGHT_SOAK=$(or $(MINUTES),60) cargo test --release $(CARGO_FLAGS) --test lossless -- --nocapture --test-threads=1 soak a_line_at_60_fps
 
 bench: setup ## run the benchmarks
 	cargo bench $(CARGO_FLAGS)

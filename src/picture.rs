@@ -3,11 +3,12 @@
 
 use crate::detect::AnomalyMap;
 use crate::error::{Context, Result};
-use crate::frame::Frame;
+use crate::frame::{Colorimetry, Frame, PixelFormat, Plane};
 use crate::prepare::placement::Placement;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use image::ImageEncoder;
+use jpeg_encoder::EncodingError;
 
 /// Quality of the frame's JPEG, 1..100.
 const JPEG_QUALITY: u8 = 85;
@@ -27,22 +28,154 @@ pub fn frame_jpeg(frame: &Frame, roi: Crop) -> Result<Vec<u8>> {
     scaled_jpeg(frame, Crop { width: size.width, height: size.height, ..roi }, size)
 }
 
-/// A part of the frame as JPEG of `size`, which is even.
+/// A part of the frame as JPEG of `size`, which is even. Luma and chroma that are wanted in their own size are encoded as they
+/// are, without a picture in RGB between.
 pub fn scaled_jpeg(frame: &Frame, crop: Crop, size: Size) -> Result<Vec<u8>> {
-    let mut rgb = vec![0; size.area() * 3];
-    Shrinker::new().rgb(frame, crop, size, &mut rgb)?;
-    jpeg(&rgb, size, image::ExtendedColorType::Rgb8).failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))
+    let encoded = match Planes::of(frame, crop, size) {
+        Some(planes) => encode(|encoder| encoder.encode_image(planes)),
+        None => {
+            let mut rgb = vec![0; size.area() * 3];
+            Shrinker::new().rgb(frame, crop, size, &mut rgb)?;
+            jpeg(&rgb, size)
+        }
+    };
+    encoded.failed(|| format!("frame {} cannot be encoded as JPEG", frame.seq))
 }
 
-fn jpeg(pixels: &[u8], size: Size, colour: image::ExtendedColorType) -> image::ImageResult<Vec<u8>> {
-    let mut out = Vec::with_capacity(pixels.len() / 8);
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY).write_image(
-        pixels,
-        size.width,
-        size.height,
-        colour,
-    )?;
+/// An RGB picture as JPEG.
+fn jpeg(rgb: &[u8], size: Size) -> std::result::Result<Vec<u8>, EncodingError> {
+    // longer sides are refused there
+    let side = |n: u32| u16::try_from(n).unwrap_or(0);
+    encode(|encoder| encoder.encode(rgb, side(size.width), side(size.height), jpeg_encoder::ColorType::Rgb))
+}
+
+fn encode(
+    work: impl FnOnce(jpeg_encoder::Encoder<&mut Vec<u8>>) -> std::result::Result<(), EncodingError>,
+) -> std::result::Result<Vec<u8>, EncodingError> {
+    let mut out = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut out, JPEG_QUALITY);
+    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
+    work(encoder)?;
     Ok(out)
+}
+
+/// A region of a planar YUV frame as the encoder takes it, row by row.
+struct Planes<'a> {
+    luma: Plane<'a>,
+    chroma: [Plane<'a>; 2],
+    /// Of the chroma planes: halved across, halved down.
+    halved: [bool; 2],
+    region: Crop,
+    levels: Levels,
+}
+
+impl<'a> Planes<'a> {
+    /// None where the frame has no such planes, or the region is to be scaled or reaches beyond the frame.
+    fn of(frame: &'a Frame, region: Crop, size: Size) -> Option<Self> {
+        let planar = matches!(frame.format(), PixelFormat::I420 | PixelFormat::Y42b | PixelFormat::Y444);
+        let inside = region.x >= 0
+            && region.y >= 0
+            && region.x as u32 + region.width <= frame.width()
+            && region.y as u32 + region.height <= frame.height();
+        let fits = (region.width, region.height) == (size.width, size.height)
+            && u16::try_from(size.width.max(size.height)).is_ok();
+        if !(planar && inside && fits) {
+            return None;
+        }
+        let (sx, sy) = frame.format().chroma_scale();
+        Some(Planes {
+            luma: frame.plane(0),
+            chroma: [frame.plane(1), frame.plane(2)],
+            halved: [sx < 1.0, sy < 1.0],
+            region,
+            levels: Levels::of(frame.colorimetry()),
+        })
+    }
+}
+
+impl<'a> jpeg_encoder::ImageBuffer for Planes<'a> {
+    fn get_jpeg_color_type(&self) -> jpeg_encoder::JpegColorType {
+        jpeg_encoder::JpegColorType::Ycbcr
+    }
+
+    fn width(&self) -> u16 {
+        self.region.width as u16
+    }
+
+    fn height(&self) -> u16 {
+        self.region.height as u16
+    }
+
+    fn fill_buffers(&self, y: u16, buffers: &mut [Vec<u8>; 4]) {
+        let (x, y) = (self.region.x as usize, self.region.y as usize + usize::from(y));
+        let n = self.region.width as usize;
+        let [across, down] = self.halved;
+        let row = y >> usize::from(down);
+        let luma = &self.luma.data[y * self.luma.stride + x..][..n];
+        let line = |plane: &Plane<'a>| &plane.data[row * plane.stride..][..plane.width];
+        let chroma = self.chroma.each_ref().map(line);
+        let [out_y, out_cb, out_cr, _] = buffers;
+        let start = out_y.len();
+        out_y.extend_from_slice(luma);
+        for (out, chroma) in [&mut *out_cb, &mut *out_cr].into_iter().zip(chroma) {
+            match across {
+                true => out.extend((x..x + n).map(|x| chroma[x / 2])),
+                false => out.extend_from_slice(&chroma[x..x + n]),
+            }
+        }
+        self.levels.convert(&mut out_y[start..], &mut out_cb[start..], &mut out_cr[start..]);
+    }
+}
+
+/// From a stream's luma and chroma to those of a JPEG, which are of full range and BT.601 (JFIF, ITU-T T.871).
+#[derive(Debug, Clone, Copy)]
+struct Levels {
+    /// None where they are that already.
+    change: Option<Change>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    black: f32,
+    /// Rows give luma, Cb and Cr; columns take those of the stream, from black and from grey.
+    matrix: [[f32; 3]; 3],
+}
+
+impl Levels {
+    fn of(from: Colorimetry) -> Self {
+        if from.full_range && !from.bt709 {
+            return Levels { change: None };
+        }
+        let (kr, kb) = if from.bt709 { (0.2126, 0.0722) } else { (0.299, 0.114) };
+        let (black, luma, chroma) =
+            if from.full_range { (0.0, 1.0, 1.0) } else { (16.0, 255.0 / 219.0, 255.0 / 224.0) };
+        let column = |unit: [f64; 3]| {
+            let [y, cb, cr] = [unit[0] * luma, unit[1] * chroma, unit[2] * chroma];
+            let (r, b) = (y + 2.0 * (1.0 - kr) * cr, y + 2.0 * (1.0 - kb) * cb);
+            let g = (y - kr * r - kb * b) / (1.0 - kr - kb);
+            let y = 0.299 * r + 0.587 * g + 0.114 * b;
+            [y, (b - y) / 1.772, (r - y) / 1.402].map(|v| v as f32)
+        };
+        let columns = [column([1.0, 0.0, 0.0]), column([0.0, 1.0, 0.0]), column([0.0, 0.0, 1.0])];
+        let row = |i: usize| columns.map(|c| c[i]);
+        Levels { change: Some(Change { black, matrix: [row(0), row(1), row(2)] }) }
+    }
+
+    fn convert(self, luma: &mut [u8], cb: &mut [u8], cr: &mut [u8]) {
+        if let Some(change) = self.change {
+            convert(change, luma, cb, cr);
+        }
+    }
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma", "aarch64+neon"))]
+fn convert(change: Change, luma: &mut [u8], cb: &mut [u8], cr: &mut [u8]) {
+    let Change { black, matrix: [to_y, to_cb, to_cr] } = change;
+    for ((y, u), v) in luma.iter_mut().zip(cb).zip(cr) {
+        let (a, b, c) = (f32::from(*y) - black, f32::from(*u) - 128.0, f32::from(*v) - 128.0);
+        let sum = |m: [f32; 3], grey: f32| (m[0] * a + m[1] * b + m[2] * c + grey + 0.5) as u8;
+        (*y, *u, *v) = (sum(to_y, 0.0), sum(to_cb, 128.0), sum(to_cr, 128.0));
+    }
 }
 
 /// What the inspected place should look like: the median good part as JPEG. A part that lies at an angle is shown as it
@@ -50,10 +183,10 @@ fn jpeg(pixels: &[u8], size: Size, colour: image::ExtendedColorType) -> image::I
 pub fn normal_jpeg(reference: &Reference, placement: &Placement) -> Result<Vec<u8>> {
     let size = reference.size;
     let encoded = if placement.crop().is_some() {
-        jpeg(&reference.rgb, size, image::ExtendedColorType::Rgb8)
+        jpeg(&reference.rgb, size)
     } else {
         let (turned, size) = as_it_lies(reference, placement);
-        jpeg(&turned, size, image::ExtendedColorType::Rgb8)
+        jpeg(&turned, size)
     };
     encoded.failed(|| "the reference picture cannot be encoded as JPEG")
 }
@@ -175,6 +308,36 @@ mod tests {
         assert_eq!(image.get_pixel(28, 15).0[3], 0, "left half of the part is normal");
         assert_eq!(image.get_pixel(42, 15).0, [255, 0, 0, 190], "right half is far above the threshold");
     }
+    /// A frame of each colorimetry looks the same as JPEG as it does by way of RGB.
+    #[test]
+    fn planes_are_encoded_as_they_look_in_rgb() {
+        use gstreamer_video as gst_video;
+        gstreamer::init().unwrap();
+        for colorimetry in ["bt709", "bt601", "1:4:0:0", "1:3:0:0"] {
+            let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::I420, 64, 48)
+                .colorimetry(&colorimetry.parse().unwrap())
+                .build()
+                .unwrap();
+            let mut bytes = vec![0u8; info.size()];
+            for (plane, (low, high)) in [(40, 210), (90, 170), (80, 180)].into_iter().enumerate() {
+                let (w, h) = if plane == 0 { (64, 48) } else { (32, 24) };
+                let (offset, stride) = (info.offset()[plane], info.stride()[plane] as usize);
+                for (x, y) in (0..w * h).map(|i| (i % w, i / w)) {
+                    bytes[offset + y * stride + x] = (low + (high - low) * (x + plane * y) / (w + plane * h)) as u8;
+                }
+            }
+            let frame = Frame::map(gstreamer::Buffer::from_mut_slice(bytes), &info, 0, None).unwrap();
+            let crop = Crop { x: 8, y: 4, width: 40, height: 32 };
+            let size = frame_size(crop);
+            let mut rgb = vec![0; size.area() * 3];
+            Shrinker::new().rgb(&frame, crop, size, &mut rgb).unwrap();
+            let decoded = image::load_from_memory(&frame_jpeg(&frame, crop).unwrap()).unwrap().into_rgb8();
+            let difference: u32 = decoded.iter().zip(&rgb).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+            let mean = f64::from(difference) / rgb.len() as f64;
+            assert!(mean < 2.0, "{colorimetry}: {mean}");
+        }
+    }
+
     /// A turned part: right in the map is down in the frame; the normal picture is turned the same way.
     #[test]
     fn pictures_of_a_turned_part_lie_as_it_lies() {

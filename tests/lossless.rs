@@ -268,3 +268,66 @@ fn soak() {
     assert_eq!(set, recorded(&plant));
     plant.reconciles();
 }
+
+/// Not run by itself (`make soak`): as long as `LINESIGHT_SOAK` says, 60 parts a second pass, of which one in twenty is
+/// defective, and each of those reaches the endpoint; memory, descriptors and threads do not grow.
+#[test]
+fn a_line_at_60_fps_grows_nothing() {
+    const FPS: u64 = 60;
+    const PICTURES: u64 = 20;
+    let Some(minutes) = std::env::var("LINESIGHT_SOAK").ok().and_then(|text| text.parse::<f64>().ok()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut good: Vec<_> = std::fs::read_dir(good_stills()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    good.sort();
+    for i in 0..PICTURES {
+        let mut picture = image::open(&good[i as usize % good.len()]).unwrap().into_rgb8();
+        if i + 1 == PICTURES {
+            let (x, y) = (picture.width() / 2, picture.height() / 2);
+            (0..48 * 48).for_each(|p| picture.put_pixel(x - 90 + p % 48, y - 24 + p / 48, image::Rgb([250, 20, 20])));
+        }
+        picture.save(folder.path().join(format!("{i:02}.png"))).unwrap();
+    }
+    let source = format!(
+        "pipeline:multifilesrc location={}/%02d.png stop-index={} loop=true caps=\"image/png,framerate={FPS}/1\" ! pngdec ! identity sync=true",
+        folder.path().display(),
+        PICTURES - 1
+    );
+    let server = light(Server::start(|_| Act::Take));
+    let mut plant = Plant::new(&review(&server.url()), &line("a", &source, still_model(), "hint = \"throughput\""));
+    plant.start();
+    // what grows once, at the start, is not counted
+    plant.until("parts", |p| p.counter("a", "parts") > 20 * FPS);
+    let started = std::time::Instant::now();
+    let mut samples = Vec::new();
+    while started.elapsed().as_secs_f64() < minutes * 60.0 {
+        let (kb, descriptors, threads) = footprint(plant.pid());
+        samples.push((started.elapsed().as_secs_f64() / 60.0, kb as f64 / 1024.0, descriptors, threads));
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let (report, code) = plant.stop();
+    assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
+    plant.write(&review(&server.url()), &line("b", &sample(), washer(), "realtime = false"));
+    plant.start();
+    let (report, code) = plant.end();
+    assert_eq!((code, report["waiting"].as_u64()), (Some(0), Some(0)), "{report:#}\n{}", plant.log());
+    let n = samples.len() as f64;
+    let mean = |of: &dyn Fn(&(f64, f64, usize, usize)) -> f64| samples.iter().map(of).sum::<f64>() / n;
+    let (at, mb) = (mean(&|s| s.0), mean(&|s| s.1));
+    let slope = mean(&|s| (s.0 - at) * (s.1 - mb)) / mean(&|s| (s.0 - at).powi(2)).max(f64::MIN_POSITIVE);
+    let range = |of: &dyn Fn(&(f64, f64, usize, usize)) -> usize| {
+        (samples.iter().map(of).min().unwrap(), samples.iter().map(of).max().unwrap())
+    };
+    let (descriptors, threads) = (range(&|s| s.2), range(&|s| s.3));
+    let count = |what: &str| plant.count(&format!("SELECT count(*) FROM ledger WHERE line = 'a' AND {what}"));
+    let (parts, rejects, missed) = (count("part >= 0"), count("verdict = 'reject'"), count("verdict = 'missed'"));
+    eprintln!(
+        "{minutes} minutes: {parts} parts ({:.1} a second), {rejects} rejected, {missed} missed; RSS {mb:.0} MB, slope {slope:.3} MB a minute; descriptors {descriptors:?}, threads {threads:?}",
+        parts as f64 / (started.elapsed().as_secs_f64() + 20.0)
+    );
+    assert_eq!(events(&server).into_keys().collect::<BTreeSet<_>>(), recorded(&plant));
+    assert!(rejects as u64 >= parts as u64 / PICTURES / 2, "{rejects} of {parts}");
+    // connections come and go
+    assert!(descriptors.1 - descriptors.0 <= 4 && threads.1 - threads.0 <= 1, "{descriptors:?} {threads:?}");
+    assert!(slope < 1.0, "memory grows by {slope:.2} MB a minute");
+    plant.reconciles();
+}

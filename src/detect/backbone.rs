@@ -7,6 +7,7 @@
 //! 3. int8 is a graph of its own with its own checksum, so a package cannot be run in int8 that was taught without, nor
 //!    the other way round (test `tests/devices.rs`).
 
+use crate::detect::cache::Cache;
 use crate::detect::runtime;
 use crate::error::{Context, Error, Result};
 use crate::prepare::shrink::Size;
@@ -131,6 +132,12 @@ impl Device {
     fn on(&self, available: &[String], allow_fallback: bool) -> Result<String> {
         let (kept, gone): (Vec<&str>, Vec<&str>) =
             self.named().into_iter().partition(|n| available.iter().any(|a| is_named(a, n)));
+        if let [only] = available
+            && self.0.starts_with("AUTO")
+        {
+            // there is nothing to choose from
+            return Ok(only.clone());
+        }
         if gone.is_empty() || self.0.starts_with("AUTO") {
             return Ok(self.0.clone());
         }
@@ -248,6 +255,19 @@ pub enum Hint {
     Latency,
     /// Many frames at once: for what is read as fast as possible.
     Throughput,
+}
+
+impl Options {
+    /// Hex digits that stand for the network compiled for `device`.
+    fn key(&self, device: &str) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(checksum(&self.backbone, self.precision)?);
+        let Size { width, height } = self.input;
+        hash.update(format!("{width}x{height} {device} {} {}", self.precision.as_str(), self.hint.as_str()));
+        // a processor of another kind runs other code, another runtime has another format
+        hash.update(runtime::identity()?);
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
 }
 
 impl Hint {
@@ -408,11 +428,21 @@ impl Backbone {
                 .failed(|| format!("device {device} takes no performance hint"))?;
         }
         let wanted = options.device.as_str();
+        let cache = Cache::open(&options.key(device.as_str())?);
+        if let Some(folder) = cache.as_ref().and_then(|c| c.path().to_str()) {
+            for device in available.iter().filter(concerned) {
+                core.set_property(&DeviceType::from(device.as_str()), &RwPropertyKey::CacheDir, folder)
+                    .failed(|| format!("device {device} takes no cache folder"))?;
+            }
+        }
         let compiled = core.compile_model(&model, DeviceType::from(device.as_str())).map_err(|e| {
             Error::missing(format!("device \"{wanted}\" cannot run the network"))
                 .because(one_line(&e.to_string()))
                 .hint(format!("this machine has: {}; choose with --device", available.join(", ")))
         })?;
+        if let Some(cache) = cache {
+            cache.publish();
+        }
         let property = |key: &'static str| {
             compiled.get_property(&PropertyKey::Other(key.into())).map(|v| v.trim().to_owned()).unwrap_or_default()
         };

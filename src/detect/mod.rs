@@ -1,6 +1,7 @@
 //! Detect: OpenVINO runs the backbone asynchronously; the head turns features into an anomaly map and a score.
 
 pub mod backbone;
+mod cache;
 mod enlarge;
 pub mod head;
 pub mod patchcore;

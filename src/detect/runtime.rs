@@ -91,6 +91,20 @@ pub fn core() -> Result<MutexGuard<'static, openvino::Core>> {
     Ok(core.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// What graphics units and NPUs are reached through: Linux' DRM and accelerator nodes, and those of Windows' Linux subsystem.
+const NODES: [&str; 3] = ["/dev/dri", "/dev/accel", "/dev/dxg"];
+
+/// What a compiled network depends on besides itself: the runtime's file and the processor.
+pub fn identity() -> Result<String> {
+    let library = load()?;
+    let size = std::fs::metadata(library).map(|m| m.len()).unwrap_or_default();
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let told = |line: &&str| ["model", "vendor", "stepping", "flags"].iter().any(|k| line.starts_with(k));
+    // one processor stands for all
+    let cpu: Vec<&str> = cpu.split("\n\n").next().unwrap_or_default().lines().filter(told).collect();
+    Ok(format!("{} {size} {}", library.display(), cpu.join(" ")))
+}
+
 /// Names of this machine's devices, for example CPU, GPU.0, NPU.
 pub fn devices() -> Result<Vec<String>> {
     let core = core()?;
@@ -99,6 +113,11 @@ pub fn devices() -> Result<Vec<String>> {
 
 /// Names of the devices that a core sees.
 pub fn devices_of(core: &openvino::Core) -> Result<Vec<String>> {
+    // asking loads the plugins of all kinds of devices: a second and tens of megabytes, which a machine that has none of them
+    // does not need to spend
+    if !NODES.iter().any(|node| Path::new(node).exists()) {
+        return Ok(vec!["CPU".into()]);
+    }
     let devices = core.available_devices().failed(|| "OpenVINO does not list its devices")?;
     Ok(devices.iter().map(|d| d.as_ref().to_owned()).collect())
 }
