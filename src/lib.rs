@@ -32,12 +32,14 @@
 //! | [`review`] | the bundled endpoint: API, store, pages |
 //! | [`teach`] | good parts in, a calibrated model out |
 //! | [`evaluate`](mod@evaluate) | how well a model does on parts with known truth: metrics and the report |
+//! | [`bench`] | what a model costs on this machine: stages alone, whole lines, allocations |
 //! | [`model`] | the model package: manifest, checksums, files |
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | `lock` | one process per database or folder |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
 
+pub mod bench;
 pub mod capture;
 pub mod commands;
 pub mod config;

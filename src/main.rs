@@ -1,10 +1,15 @@
 //! The `linesight` command: reads arguments, starts logging, runs one command, turns its error into text and an exit code.
 
 use clap::{Parser, ValueEnum};
+use linesight::bench::Counting;
 use linesight::commands::{self, Command};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+
+/// Counts nothing unless `bench` asks.
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Real-time smart-camera inspection: learns from good parts, judges every part, delivers anomalies for review.
 #[derive(Parser)]

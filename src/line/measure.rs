@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Quantiles of capture to verdict, milliseconds.
+/// Quantiles of a time, milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Latency {
     pub p50: f64,
@@ -14,26 +14,19 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// Quantiles of one stage, milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Stage {
-    pub p50: f64,
-    pub p99: f64,
-}
-
 /// All stages: decode and prepare for each frame, the others for each part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Stages {
     /// Waiting for the pipeline's next frame.
-    pub decode: Stage,
+    pub decode: Latency,
     /// Locating, registration, shrinking, colour conversion.
-    pub prepare: Stage,
+    pub prepare: Latency,
     /// From the start of the inference until its result is taken.
-    pub infer: Stage,
+    pub infer: Latency,
     /// Head, map, verdict, regions.
-    pub judge: Stage,
+    pub judge: Latency,
     /// Handing the verdict to ledger and spool.
-    pub deliver: Stage,
+    pub deliver: Latency,
 }
 
 /// Collects durations; up to a minute at 0.1 % resolution.
@@ -60,9 +53,5 @@ impl Recorder {
 
     pub(super) fn latency(&self) -> Latency {
         Latency { p50: self.quantile(0.5), p95: self.quantile(0.95), p99: self.quantile(0.99), max: self.quantile(1.0) }
-    }
-
-    pub(super) fn stage(&self) -> Stage {
-        Stage { p50: self.quantile(0.5), p99: self.quantile(0.99) }
     }
 }

@@ -10,11 +10,13 @@
 //!    (test `tests/inspect.rs::good_parts_leave_nothing`).
 //! 3. An error in any stage ends the others and is returned once; what was judged before it stays judged.
 
+mod alone;
 mod feed;
 mod measure;
 mod parts;
 mod verdicts;
 
+pub use alone::{infer_only, infer_paced};
 pub use measure::{Latency, Stages};
 
 use crate::capture::{CameraOptions, Source, Watchdog};
@@ -209,6 +211,18 @@ impl Network {
         let n = (backbone.pool_size() + 1).min(most.max(1));
         let requests = (0..n).map(|_| backbone.request()).collect::<Result<_>>()?;
         Ok(Network { requests, device: backbone.device().to_owned(), precision: backbone.precision() })
+    }
+
+    /// The share of one of `lines` lines: what the device wants in flight, shared out over them, at least two so that one is
+    /// filled while the other runs.
+    pub fn share(backbone: &mut Backbone, lines: usize) -> Result<Network> {
+        let share = (backbone.pool_size() / lines.max(1) + 1).max(2);
+        Network::of(backbone, share)
+    }
+
+    /// Inferences that may be on their way at once.
+    pub fn requests(&self) -> usize {
+        self.requests.len()
     }
 
     /// The device that really runs it.

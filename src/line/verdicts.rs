@@ -573,11 +573,11 @@ impl<'a> Judge<'a> {
     pub fn finish(mut self, decode: &Recorder, prepare: &Recorder) -> Totals {
         self.totals.latency_ms = self.latency.latency();
         self.totals.stages_ms = Stages {
-            decode: decode.stage(),
-            prepare: prepare.stage(),
-            infer: self.infer.stage(),
-            judge: self.judge.stage(),
-            deliver: self.deliver.stage(),
+            decode: decode.latency(),
+            prepare: prepare.latency(),
+            infer: self.infer.latency(),
+            judge: self.judge.latency(),
+            deliver: self.deliver.latency(),
         };
         self.totals
     }

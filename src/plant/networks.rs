@@ -39,7 +39,9 @@ impl Held {
     /// while the other runs; or as many as the line asks for.
     pub fn share(&self, lines: usize, wanted: Option<usize>) -> Result<Network> {
         let mut backbone = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = (backbone.pool_size() / lines.max(1) + 1).max(2);
-        Network::of(&mut backbone, wanted.unwrap_or(share))
+        match wanted {
+            Some(wanted) => Network::of(&mut backbone, wanted),
+            None => Network::share(&mut backbone, lines),
+        }
     }
 }

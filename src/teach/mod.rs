@@ -19,6 +19,8 @@ mod synth;
 
 pub use calibrate::{Recalibrated, calibrate};
 pub use choose::Candidate;
+pub use coreset::bank as memory_bank;
+pub use features::Features;
 
 use crate::capture::Source;
 use crate::detect::backbone::{self, Backbone, Options as BackboneOptions};

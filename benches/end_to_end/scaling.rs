@@ -1,0 +1,102 @@
+//! What throughput depends on, one thing varied at a time.
+
+use crate::footage::{Footage, Size};
+use crate::report::Report;
+use crate::{Case, Plan, Way, bench};
+use linesight::detect::Head;
+use linesight::detect::head::{Detector, Family, Member, Term, View};
+use linesight::detect::patchcore::Bank;
+use linesight::prepare::shrink;
+use rustix::time::{ClockId, clock_gettime};
+use std::hint::black_box;
+
+/// Vectors in a memory bank.
+const BANKS: [usize; 4] = [500, 1000, 2000, 4000];
+
+pub fn run(plan: &Plan, footage: &Footage, report: &mut Report) {
+    let several = Way { lines: &[2, 4], rounds: plan.rounds, ..Way::default() };
+    let cores: Vec<Way<'_>> = (1..=std::thread::available_parallelism().map_or(1, usize::from))
+        .filter(|n| n.is_power_of_two())
+        .map(|n| Way { cores: Some(n), ..several })
+        .collect();
+    let mut rows = Vec::new();
+    for way in &cores {
+        let Some(o) = measured(plan, footage, report, &Case::BASE, way) else { continue };
+        for l in o["lines"].as_array().into_iter().flatten() {
+            rows.push(format!(
+                "| {} | {} | {:.0} | {:.2} |",
+                way.cores.unwrap_or_default(),
+                l["lines"],
+                l["end_to_end_fps"].as_f64().unwrap_or(f64::NAN),
+                l["end_to_end_cpu_ms"].as_f64().unwrap_or(f64::NAN)
+            ));
+        }
+    }
+    report.more.push(("| cores | lines | frames/s, all lines | CPU ms a frame |".into(), rows));
+
+    let one = Way { rounds: plan.rounds, ..Way::default() };
+    let inputs = ["fast", "balanced", "accurate"].map(|variant| Case { variant, ..Case::BASE });
+    let sizes = [Size::SMALL, Size::HD, Size::FULL_HD].map(|size| Case { size, ..Case::BASE });
+    let mut rows = Vec::new();
+    for case in inputs.iter().chain(&sizes) {
+        let Some(o) = measured(plan, footage, report, case, &one) else { continue };
+        let ms = ["decode", "prepare", "infer", "head", "end_to_end", "overhead"]
+            .map(|k| format!("{:.2}", o[format!("{k}_cpu_ms")].as_f64().unwrap_or(f64::NAN)));
+        let input = format!("{}x{}", o["input"]["width"], o["input"]["height"]);
+        let fps = o["end_to_end_fps"].as_f64().unwrap_or(f64::NAN);
+        rows.push(format!("| {} | {} ({input}) | {} | {fps:.0} |", case.size.name(), case.variant, ms.join(" | ")));
+    }
+    let head = "| frames | input | decode | prepare | network | head | whole | overhead | frames/s |";
+    report.more.push((head.into(), rows));
+
+    let rows = BANKS.map(|n| format!("| {n} | {:.2} | {:.1} |", bank_ms(n), (n * CHANNELS * 4) as f64 / 1e6)).to_vec();
+    report.more.push(("| vectors of the bank | head, CPU ms a part at 256x256 | MB |".into(), rows));
+}
+
+fn measured(
+    plan: &Plan,
+    footage: &Footage,
+    report: &mut Report,
+    case: &Case,
+    way: &Way<'_>,
+) -> Option<serde_json::Value> {
+    match bench(plan, footage, case, way) {
+        Ok(outcome) => {
+            report.keep("scaling", case, Some(way), &outcome);
+            Some(outcome)
+        }
+        Err(why) => {
+            eprintln!("{}: left out: {why}", case.name());
+            None
+        }
+    }
+}
+
+const CHANNELS: usize = 152;
+
+/// CPU milliseconds of this thread for scoring a picture by a bank of `vectors`; the middle of several tries.
+fn bank_ms(vectors: usize) -> f64 {
+    let grid = shrink::Size { width: 32, height: 32 };
+    let value = |i: usize| ((i.wrapping_mul(2_654_435_761)) >> 8 & 0xffff) as f32 / 65_536.0 - 0.5;
+    let bank = Bank::new(CHANNELS, (0..vectors * CHANNELS).map(value).collect(), vec![0.0; CHANNELS]).expect("a bank");
+    let terms = vec![Term { top: 0.0, weight: 1.0 }];
+    let member = Member { view: View::PLAIN, family: Family::Patchcore(bank), usual: None, sigma: 1.5, terms };
+    let detector = Detector { grid, channels: CHANNELS, members: vec![member] };
+    let features: Vec<f32> = (0..grid.area() * CHANNELS).map(|i| value(i + 17)).collect();
+    let mut head = Head::new();
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            let cpu = || {
+                let t = clock_gettime(ClockId::ThreadCPUTime);
+                t.tv_sec as f64 * 1e3 + t.tv_nsec as f64 / 1e6
+            };
+            let from = cpu();
+            for _ in 0..10 {
+                black_box(head.score(&detector, &features, None).expect("scored").score);
+            }
+            (cpu() - from) / 10.0
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
