@@ -359,7 +359,7 @@ async fn one(
 /// The pictures of an anomaly, as they are named in paths.
 #[derive(ToSchema)]
 #[schema(as = Picture)]
-#[expect(dead_code, reason = "describes what ObjectName::from_file_name reads")]
+#[expect(dead_code, reason = "describes what ObjectName and Thumb have as file names")]
 enum PictureName {
     #[schema(rename = "frame.jpg")]
     Frame,
@@ -367,11 +367,21 @@ enum PictureName {
     Heatmap,
     #[schema(rename = "normal.jpg")]
     Normal,
+    #[schema(rename = "card.jpg")]
+    Card,
+    #[schema(rename = "card-heat.png")]
+    CardHeat,
+    #[schema(rename = "preview.jpg")]
+    Preview,
+    #[schema(rename = "preview-heat.png")]
+    PreviewHeat,
 }
 
 /// Get a picture of an anomaly
 ///
-/// Byte-exact as it was delivered, for ever the same; a single range may be asked for.
+/// `frame.jpg`, `heatmap.png` and `normal.jpg` are byte-exact as they were delivered, and a single range may be asked for. The
+/// others are small ones for lists, made when they are first asked for: the judged part on a card, the whole frame as a preview,
+/// and the heatmap of each. All are for ever the same.
 #[utoipa::path(
     get,
     path = "/api/v1/anomalies/{id}/{file}",
@@ -388,6 +398,7 @@ enum PictureName {
         (status = 400, description = "Not an id", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such anomaly or picture", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The picture has no such part", body = Problem, content_type = "application/problem+json", headers(("content-range" = String))),
+        (status = 422, description = "A small one cannot be made of this picture", body = Problem, content_type = "application/problem+json"),
     )
 )]
 async fn picture(
@@ -415,6 +426,16 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         map
+    }
+
+    #[test]
+    fn every_picture_is_described() {
+        let description = serde_json::to_value(description()).unwrap();
+        let parameters = &description["paths"][format!("{ANOMALIES}/{{id}}/{{file}}")]["get"]["parameters"];
+        let file = parameters.as_array().unwrap().iter().find(|p| p["name"] == "file").unwrap();
+        let stored = ObjectName::ALL.map(ObjectName::file_name);
+        let small = crate::review::thumbs::Thumb::ALL.map(crate::review::thumbs::Thumb::file_name);
+        assert_eq!(file["schema"]["enum"], serde_json::json!([&stored[..], &small[..]].concat()));
     }
 
     #[test]
