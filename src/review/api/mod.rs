@@ -46,10 +46,12 @@ use crate::review::store::{Anomaly, Inserted, ObjectName, Page, Review, Store};
 use crate::review::upload;
 pub use answer::immutable;
 use answer::{Segments, ranged, tagged, unchanged};
-use query::{ListQuery, Listing, listing};
+use query::{FilterQuery, ListQuery, Listing, PageQuery, listing};
 
 /// Uploads that are read at the same time.
 pub const UPLOADS: usize = 8;
+/// Statistics that are computed at the same time: they can take a second, and must not take all threads.
+const STATISTICS: usize = 2;
 /// Items in a page when `limit` is not given, and at most.
 pub const LIMIT: (usize, usize) = (50, 200);
 /// Path of the collection.
@@ -60,6 +62,7 @@ pub const ANOMALIES: &str = "/api/v1/anomalies";
 pub struct App {
     store: Arc<dyn Store>,
     uploads: Arc<Semaphore>,
+    statistics: Arc<Semaphore>,
     /// Tells open pages what changed.
     pub live: Live,
     /// Live pictures of lines.
@@ -69,13 +72,33 @@ pub struct App {
 impl App {
     /// Handlers on top of a store.
     pub fn new(store: Arc<dyn Store>) -> App {
-        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)), live: Live::default(), pictures: Arc::default() }
+        App {
+            store,
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            statistics: Arc::new(Semaphore::new(STATISTICS)),
+            live: Live::default(),
+            pictures: Arc::default(),
+        }
     }
 
     /// Waits for one of the places for bodies in memory.
     pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let turn = self.uploads.clone().acquire_owned().await;
         turn.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"))
+    }
+
+    /// Runs something that may take long, [`STATISTICS`] at a time.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> Result<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let stopping = |_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        let turn = self.statistics.clone().acquire_owned().await.map_err(stopping)?;
+        self.run(move |store| {
+            let _turn = turn; // also when nobody waits for it any more
+            work(store)
+        })
+        .await
     }
 
     /// Runs something that blocks, off the server's thread.
@@ -295,7 +318,7 @@ struct PageJson {
     get,
     path = "/api/v1/anomalies",
     tag = "anomalies",
-    params(ListQuery),
+    params(PageQuery, FilterQuery),
     responses(
         (status = 200, description = "A page of the list", body = PageJson, headers(("etag" = String))),
         (status = 304, description = "Nothing has changed in the store"),
