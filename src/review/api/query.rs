@@ -252,7 +252,9 @@ fn share(name: &str, value: Option<String>) -> Result<Option<f32>, Problem> {
     let Some(text) = given(value) else { return Ok(None) };
     // as it was typed: what is just above 1 would be 1 in fewer digits
     let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.map(|share| Some(share as f32)).ok_or_else(|| Problem::bad_request(format!("{name} is {text:?}, it must be between 0 and 1")))
+    share
+        .map(|share| Some(share as f32))
+        .ok_or_else(|| Problem::bad_request(format!("{name} is {text:?}, it must be between 0 and 1")))
 }
 
 #[cfg(test)]

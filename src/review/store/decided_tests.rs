@@ -424,7 +424,9 @@ fn rates_over_weeks_are_those_of_the_minutes() {
     store.insert_report(&report("b", 0, &rows[4..6])).unwrap();
     let asked = |line: Option<&str>, from: i64, to: i64| {
         let time = |n| Some(Timestamp::from_nanosecond(minute(n).into()).unwrap());
-        store.insight(&Scope { line: line.map(Into::into), since: time(from), until: time(to), ..Scope::default() }).unwrap()
+        store
+            .insight(&Scope { line: line.map(Into::into), since: time(from), until: time(to), ..Scope::default() })
+            .unwrap()
     };
     for (from, to) in [(0, 50_000), (8, 40_085), (60, 40_080), (100, 20_001), (101, 40_081)] {
         let within = |rows: &[i64]| rows.iter().filter(|m| (from..to).contains(*m)).count() as u64;

@@ -169,10 +169,12 @@ fn rates(db: &Connection, scope: &Scope, since: i64, until: i64) -> Result<(i64,
     let range = [Value::from(first), Value::from(last)];
     // one of them at a time is found by an index
     let end = |which: &str| {
-        db.prepare_cached(&format!("SELECT {which}(minute) FROM minutes WHERE minute >= ?1 AND minute <= ?2{condition}"))
-            .failed(cannot)?
-            .query_row(params_from_iter(range.iter().chain(&values)), |r| r.get::<_, Option<i64>>(0))
-            .failed(cannot)
+        db.prepare_cached(&format!(
+            "SELECT {which}(minute) FROM minutes WHERE minute >= ?1 AND minute <= ?2{condition}"
+        ))
+        .failed(cannot)?
+        .query_row(params_from_iter(range.iter().chain(&values)), |r| r.get::<_, Option<i64>>(0))
+        .failed(cannot)
     };
     let (Some(first), Some(last)) = (end("MIN")?, end("MAX")?) else { return Ok((STEPS[0], Vec::new())) };
     let fits = |step: &i64| (last - first) / step < BUCKETS;

@@ -262,11 +262,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts the thread; `told` hears of each step that removed something.
-    pub fn start(
-        store: Arc<dyn Store>,
-        rule: Retention,
-        told: impl Fn(&Removed) + Send + 'static,
-    ) -> Result<Keeper> {
+    pub fn start(store: Arc<dyn Store>, rule: Retention, told: impl Fn(&Removed) + Send + 'static) -> Result<Keeper> {
         let (stop, stopped) = bounded::<()>(0);
         let work = move || {
             let mut pause = PAUSE;
