@@ -61,7 +61,7 @@ clean: ## remove what was built; what setup fetched stays
 	cargo clean
 
 # npm's own lock file says what is installed. Where there is no node of 18.19 or newer, it comes from PyPI, as do the
-# readers of the exports' formats.
+# readers of the exports' formats, without what they need for formats that are not tried.
 tests/ui/node_modules/stamp: tests/ui/package-lock.json .venv-ui/stamp
 	cd tests/ui && PATH="$(CURDIR)/.venv-ui/bin:$$PATH" npm ci --no-fund --no-audit --ignore-scripts --silent
 	touch $@
@@ -69,7 +69,7 @@ tests/ui/node_modules/stamp: tests/ui/package-lock.json .venv-ui/stamp
 .venv-ui/stamp: tests/ui/requirements.txt tests/ui/node.txt tests/ui/node | setup
 	rm -rf .venv-ui
 	python3 -m venv .venv-ui
-	.venv-ui/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<
+	.venv-ui/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: -r $<
 	tests/ui/node
 	touch $@
 

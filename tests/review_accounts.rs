@@ -263,6 +263,39 @@ fn login_and_logout() {
 }
 
 #[test]
+fn a_stream_ends_with_its_session() {
+    let plant = Plant::new();
+    let (cookie, token) = (plant.cookie("viewer"), plant.token(Scope::Read));
+    let listen = |request: RequestBuilder| {
+        let answer = request.send().unwrap();
+        assert_eq!(answer.status(), 200);
+        BufReader::new(answer)
+    };
+    let by_cookie = listen(plant.get("/api/v1/live").header("cookie", &cookie));
+    let by_token = listen(plant.get("/api/v1/live").bearer_auth(&token));
+    let mut stays = listen(plant.get("/api/v1/live").bearer_auth(plant.token(Scope::Admin)));
+    let begun = Instant::now();
+    plant.form("/logout", &[]).header("cookie", &cookie).send().unwrap();
+    // as the command line does it, in another process
+    SqliteAccounts::open_beside(plant.dir.path()).unwrap().revoke_token(&Actor::command_line(), "read").unwrap();
+    for mut ended in [by_cookie, by_token] {
+        while ended.read_line(&mut String::new()).unwrap() > 0 {}
+    }
+    // a fresh stream is not broken off while these were
+    let id = Uuid::now_v7();
+    let form = anomaly(id);
+    let upload = plant.ask(Method::POST, "/api/v1/anomalies").header("idempotency-key", id.to_string());
+    assert_eq!(upload.bearer_auth(plant.token(Scope::Upload)).multipart(form).send().unwrap().status(), 201);
+    let told = |line: String| line.contains(&id.to_string());
+    let mut lines = std::iter::from_fn(|| {
+        let mut line = String::new();
+        (stays.read_line(&mut line).unwrap() > 0).then_some(line)
+    });
+    assert!(lines.any(told), "who may still look hears of it");
+    assert!(begun.elapsed() < DEADLINE / 4, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn sessions_and_tokens_expire() {
     let plant = Plant::new();
     let status = |cookie: &str| plant.get("/").header("cookie", cookie).send().unwrap().status().as_u16();

@@ -17,7 +17,6 @@ use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
@@ -25,6 +24,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use futures_util::stream;
 use image::{ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use super::accounts::{Role, Who};
+use super::accounts::{Role, Stay, Who};
 use super::api::App;
 use super::problem::Problem;
 use super::upload::{MAX_LINE, UPLOAD_TIME};
@@ -267,7 +267,12 @@ pub(super) async fn take(
         (status = 503, description = "Too many look", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn stream_of(State(app): State<App>, who: Who, Path(line): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn stream_of(
+    State(app): State<App>,
+    who: Who,
+    Extension(stay): Extension<Stay>,
+    Path(line): Path<String>,
+) -> Result<Response, Problem> {
     who.must(Role::Viewer)?;
     let viewer = app.pictures.look(&line)?;
     let parts = stream::unfold(viewer, |mut viewer| async {
@@ -280,7 +285,7 @@ pub(super) async fn stream_of(State(app): State<App>, who: Who, Path(line): Path
         }
     });
     let kind = format!("multipart/x-mixed-replace; boundary={BOUNDARY}");
-    Ok(([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store".into())], Body::from_stream(parts)).into_response())
+    Ok(([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store".into())], Body::from_stream(stay.of(parts))).into_response())
 }
 
 #[cfg(test)]

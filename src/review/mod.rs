@@ -54,7 +54,7 @@ use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Pr
 use url::Url;
 
 use crate::error::{Context, Error, Result};
-use accounts::{Accounts, Desk, SqliteAccounts, secret};
+use accounts::{Accounts, Actor, Desk, SqliteAccounts, secret};
 use api::App;
 use export::Exports;
 use guard::Guard;
@@ -62,7 +62,7 @@ use listen::Limits;
 use live::{Change, Live};
 use peer::Proxies;
 use store::retain::Keeper;
-use store::{Retention, SqliteStore, Store};
+use store::{Removed, Retention, SqliteStore, Store};
 use thumbs::Thumbs;
 use tls::{Tls, TlsFiles};
 
@@ -162,9 +162,10 @@ impl Server {
         store: Arc<dyn Store>,
         accounts: SqliteAccounts,
     ) -> Result<Server> {
+        let accounts = Arc::new(accounts);
         let keeper = match config.retention.keeps_all() {
             true => None,
-            false => Some(Keeper::start(store.clone(), config.retention)?),
+            false => Some(Keeper::start(store.clone(), config.retention, audited(accounts.clone()))?),
         };
         // what is made from the store and needs the disk
         let made = thumbs::routes(Thumbs::new(&config.data_dir)).merge(export::routes(Exports::new(&config.data_dir)));
@@ -177,14 +178,14 @@ impl Server {
             None => format!("{}://{addr}", if tls.is_some() { "https" } else { "http" }),
         };
         let welcome = match wanted && !accounts.any()? {
-            true => Some(offer(&accounts, &url)?),
+            true => Some(offer(&*accounts, &url)?),
             false => None,
         };
         if wanted && tls.is_none() && config.trusted_proxies.is_empty() && !addr.ip().to_canonical().is_loopback() {
             tracing::warn!("passwords and tokens travel unencrypted: give --tls-cert and --tls-key, or use a proxy");
         }
         let Limits { upload_rate, upload_burst, .. } = config.limits;
-        let desk = Desk::new(Arc::new(accounts), wanted, upload_rate, upload_burst)?;
+        let desk = Desk::new(accounts, wanted, upload_rate, upload_burst)?;
         let proxies = Proxies(config.trusted_proxies.clone());
         let mut guard = Guard::new(addr);
         if wanted {
@@ -250,6 +251,16 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shut_down();
+    }
+}
+
+/// Puts what retention removed into the audit.
+fn audited(accounts: Arc<dyn Accounts>) -> impl Fn(&Removed) {
+    move |removed| {
+        let target = format!("{} anomalies", removed.count());
+        if let Err(error) = accounts.record(&Actor::retention(), "remove", &target, &removed.said()) {
+            tracing::error!(%error, "a removal is not in the audit");
+        }
     }
 }
 
@@ -395,6 +406,15 @@ mod tests {
         while left() > 0 {
             assert!(std::time::Instant::now() < deadline, "nothing was removed");
         }
+        let audit = || -> serde_json::Value {
+            let audit = reqwest::blocking::get(server.url() + "/api/v1/audit").unwrap();
+            audit.json::<serde_json::Value>().unwrap()["items"][0].clone()
+        };
+        while audit()["action"] != "remove" {
+            assert!(std::time::Instant::now() < deadline, "the removal is not in the audit");
+        }
+        let said = ["who", "via", "target", "detail"].map(|name| audit()[name].clone());
+        assert_eq!(said, ["retention", "server", "1 anomalies", "1 unreviewed; 0.0 MB"]);
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub const MOST_LINES: i64 = 1000;
 /// A report that claims to be made this long after it came has a wrong clock.
 const WRONG_CLOCK_NS: i64 = 60_000_000_000;
 const MINUTE_NS: i64 = 60_000_000_000;
+/// In minutes.
+const HOUR: i64 = 60;
 /// Minutes over which the recent rates are taken.
 pub const RECENT_MIN: i64 = 60;
 
@@ -230,13 +232,20 @@ fn parts(db: &Connection, run: i64, origin: i64, model: &str, report: &LineRepor
             minutes.entry(at.div_euclid(MINUTE_NS)).or_default()[place(row.verdict)] += 1;
         }
     }
-    let mut count = db.prepare_cached(
-        "INSERT INTO minutes (line, minute, model, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT DO UPDATE SET pass = pass + excluded.pass, reject = reject + excluded.reject,
-         unsure = unsure + excluded.unsure, missed = missed + excluded.missed",
-    )?;
-    for (minute, [pass, reject, unsure, missed]) in minutes {
-        count.execute(params![report.line, minute, model, pass, reject, unsure, missed])?;
+    let mut hours: BTreeMap<i64, [i64; 4]> = BTreeMap::new();
+    for (minute, counts) in &minutes {
+        let hour = hours.entry(minute.div_euclid(HOUR)).or_default();
+        hour.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+    }
+    for (table, time, sums) in [("minutes", "minute", minutes), ("hours", "hour", hours)] {
+        let mut count = db.prepare_cached(&format!(
+            "INSERT INTO {table} (line, {time}, model, pass, reject, unsure, missed) VALUES (?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET pass = pass + excluded.pass, reject = reject + excluded.reject,
+             unsure = unsure + excluded.unsure, missed = missed + excluded.missed"
+        ))?;
+        for (at, [pass, reject, unsure, missed]) in sums {
+            count.execute(params![report.line, at, model, pass, reject, unsure, missed])?;
+        }
     }
     Ok(added)
 }
@@ -274,10 +283,17 @@ fn prune(db: &Connection, now: i64, added: i64, keep: Keep) -> rusqlite::Result<
     for (run, n) in gone {
         db.execute("UPDATE runs SET parts = parts - ? WHERE id = ?", [n, run])?;
     }
-    db.execute(
-        "DELETE FROM minutes WHERE (line, minute) IN (SELECT line, minute FROM minutes WHERE minute < ? ORDER BY minute LIMIT ?)",
-        [oldest.div_euclid(MINUTE_NS), step],
-    )?;
+    // an hour stays as long as any of its minutes
+    let minute = oldest.div_euclid(MINUTE_NS);
+    for (table, time, before) in [("minutes", "minute", minute), ("hours", "hour", minute.div_euclid(HOUR))] {
+        db.execute(
+            &format!(
+                "DELETE FROM {table} WHERE (line, {time}) IN
+                 (SELECT line, {time} FROM {table} WHERE {time} < ? ORDER BY {time} LIMIT ?)"
+            ),
+            [before, step],
+        )?;
+    }
     // a run without parts is needed only while its reports may still be repeated
     let old: Option<i64> =
         db.query_row("SELECT id FROM runs WHERE parts = 0 AND at < ? LIMIT 1", [oldest], |r| r.get(0)).optional()?;
@@ -423,7 +439,9 @@ mod tests {
             let parts: std::collections::BTreeSet<u64> = seen.iter().flat_map(|s| 2 * s..2 * s + 3).collect();
             prop_assert_eq!(count(&db, "SELECT COUNT(*) FROM parts"), parts.len() as i64);
             prop_assert_eq!(count(&db, "SELECT SUM(parts) FROM runs"), parts.len() as i64);
-            prop_assert_eq!(count(&db, "SELECT SUM(pass) FROM minutes"), parts.len() as i64);
+            for table in ["minutes", "hours"] {
+                prop_assert_eq!(count(&db, &format!("SELECT SUM(pass) FROM {table}")), parts.len() as i64);
+            }
             let shown = &lines(&db, time(100)).unwrap()[0];
             prop_assert_eq!(Some(&shown.report.seq), seen.last());
             prop_assert_eq!(shown.recent, [parts.len() as u64, 0, 0, 0]);

@@ -93,7 +93,7 @@ impl Thumb {
     /// It is no larger than this. A heatmap has no detail that would need more.
     fn most(self) -> (u32, u32) {
         match self {
-            Thumb::Card => (360, 270),
+            Thumb::Card => (320, 240),
             Thumb::CardHeat => (120, 90),
             Thumb::Preview => (1280, MAX_SIDE),
             Thumb::PreviewHeat => (480, MAX_SIDE),

@@ -2,6 +2,7 @@
 // open page, are judged by keyboard alone, survive a kill of the server; then each page is looked at in each width and theme.
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
+import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { accessibility, launch, open, THEMES, weigh, WIDTHS } from "./browser.js";
@@ -9,7 +10,8 @@ import { hooks, inspect, out, plant, run, serve, teach, tools, work } from "./se
 
 const MOST_BYTES = 200_000;
 const MOST_PAINT_MS = 300;
-const SLACK = 3; // for times only: the machine may have other work
+// Times say little about a page while other work has twice the machine's cores: then three times as long will do.
+const mostPaint = () => MOST_PAINT_MS * (loadavg()[0] > 2 * cpus().length ? 3 : 1);
 const TYPES = ["scratch", "chipped edge", "missing hole", "stain"];
 const LONG = "assembly-hall-2_press-line-north_station-14";
 
@@ -169,16 +171,91 @@ test("each page in each width and theme", { timeout: 600_000 }, async (t) => {
     "item-reviewed": `/anomalies/${reviewed.id}?reviewed=yes`,
     lines: "/lines",
     insights: "/insights",
+    exports: "/exports",
+    api: "/api/v1/docs",
     missing: "/anomalies/nothing",
   };
-  const figures = [];
+  await look(t, server.url, pages);
+});
+
+test("accounts are made, used and looked at", { timeout: 900_000 }, async (t) => {
+  const closed = await serve(join(work, "closed"), 0, ["--accounts"]);
+  t.after(() => closed.kill("SIGTERM"));
+  const admin = { name: "day-shift", password: "correct horse battery staple" };
+  await look(t, closed.url, { welcome: new URL(closed.welcome).pathname + new URL(closed.welcome).search });
+  const { page, context, faults, expectTrouble } = await open(browser);
+
+  await t.test("the first account, by keyboard", async () => {
+    await page.goto(closed.welcome);
+    await page.locator("#name").focus();
+    for (const text of [admin.name, admin.password, admin.password]) {
+      await page.keyboard.type(text);
+      await page.keyboard.press("Tab");
+    }
+    await page.keyboard.press("Enter");
+    await page.getByRole("link", { name: admin.name }).waitFor();
+  });
+
+  await t.test("another account and a token", async () => {
+    await page.goto(`${closed.url}/admin`);
+    const accounts = page.locator("form[action='/admin/account/add']");
+    await accounts.getByLabel("Name").fill("night-shift");
+    await accounts.getByLabel("Password").fill("another horse, another battery");
+    await accounts.getByRole("button").click();
+    await page.getByRole("cell", { name: "night-shift" }).waitFor();
+    const tokens = page.locator("form[action='/admin/token/add']");
+    await tokens.getByLabel("Name").fill("press-line");
+    await tokens.getByRole("button").click();
+    assert.match(await page.locator("#token").inputValue(), /^lst_/);
+    assert.deepEqual(await accessibility(page), [], "the token, shown once");
+    await shot(page, "token-1280-light");
+  });
+
+  await t.test("a wrong password", async () => {
+    const stranger = await open(browser);
+    stranger.expectTrouble(true); // the browser itself complains of a 401
+    await stranger.page.goto(`${closed.url}/login`);
+    await stranger.page.getByLabel("Name").fill(admin.name);
+    await stranger.page.getByLabel("Password").fill("battery staple horse");
+    await stranger.page.getByRole("button", { name: "Log in" }).click();
+    await stranger.page.getByRole("alert").waitFor();
+    assert.deepEqual(await accessibility(stranger.page), [], "a wrong password");
+    await shot(stranger.page, "login-wrong-1280-light");
+    assert.deepEqual(stranger.faults, []);
+    await stranger.context.close();
+  });
+
+  const storageState = await context.storageState();
+  await look(t, closed.url, { account: "/account", admin: "/admin", audit: "/admin/audit" }, { storageState });
+  await look(t, closed.url, { login: "/login?next=%2Finsights" });
+
+  await t.test("an open page hears nothing any more after the logout", async () => {
+    await page.goto(`${closed.url}/lines`);
+    await page.locator("#live", { hasText: "live" }).waitFor();
+    expectTrouble(true);
+    const logout = await page.request.post(`${closed.url}/logout`, { headers: { Origin: closed.url }, maxRedirects: 0 });
+    assert.equal(logout.status(), 303);
+    await page.locator("#live:not(.on)").waitFor({ timeout: 15_000 });
+  });
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+const figures = [];
+after(() => {
+  console.table(figures);
+  writeFileSync(join(out, "figures.json"), `${JSON.stringify(figures, null, 1)}\n`);
+});
+
+// Pictures, accessibility, weight and first paint of pages (name -> path), each as a test of its own.
+async function look(t, base, pages, options = {}) {
   for (const [name, path] of Object.entries(pages)) {
     await t.test(name, async () => {
       for (const theme of THEMES) {
         for (const width of WIDTHS) {
-          const { page, context, faults, expectTrouble } = await open(browser, { width, theme });
+          const { page, context, faults, expectTrouble } = await open(browser, { width, theme, ...options });
           expectTrouble(name === "missing"); // the browser itself complains of a 404
-          await page.goto(server.url + path, { waitUntil: "load" });
+          await page.goto(base + path, { waitUntil: "load" });
           await page.waitForTimeout(500);
           if (name === "filters") await page.locator("#filters summary").click();
           await shot(page, `${name}-${width}-${theme}`);
@@ -193,16 +270,15 @@ test("each page in each width and theme", { timeout: 600_000 }, async (t) => {
         }
       }
       for (const width of WIDTHS) {
-        const { bytes, paint, requests, largest } = await weigh(browser, server.url + path, { width });
-        figures.push({ page: name, width, bytes, requests, paint_ms: Math.round(paint) });
+        const { bytes, paint, slowest, loads, requests, largest } =
+          await weigh(browser, base + path, mostPaint(), { width, ...options });
+        figures.push({ page: name, width, bytes, requests, paint_ms: Math.round(paint), slowest_ms: Math.round(slowest), loads });
         assert.ok(bytes < MOST_BYTES, `${name} at ${width}: ${bytes} bytes: ${largest.join(", ")}`);
-        assert.ok(paint < MOST_PAINT_MS * SLACK, `${name} at ${width}: first paint after ${paint} ms`);
+        assert.ok(paint < mostPaint(), `${name} at ${width}: first paint after ${paint} ms, the best of ${loads}`);
       }
     });
   }
-  console.table(figures);
-  writeFileSync(join(out, "figures.json"), `${JSON.stringify(figures, null, 1)}\n`);
-});
+}
 
 test("another threshold is tried without touching the line", async () => {
   const { page, context, faults } = await open(browser);

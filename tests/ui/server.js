@@ -10,6 +10,7 @@ const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
 export const program = process.env.LINESIGHT ?? join(target, "debug/linesight");
 export const out = join(target, "ui");
 const LINE = /review page: (http:\/\/\S+)/;
+const WELCOME = /first account: (http:\/\/\S+)/;
 const DEADLINE_MS = 300_000;
 
 export const work = mkdtempSync(join(tmpdir(), "linesight-ui-"));
@@ -39,20 +40,22 @@ export function run(name, args, options = {}) {
 
 export const linesight = (...args) => run(program, args);
 
-// A review server on `data`; `port` 0 picks a free one.
-export function serve(data, port = 0) {
+// A review server on `data`; `port` 0 picks a free one. `welcome` is the link to the first account, where it printed one.
+export function serve(data, port = 0, more = []) {
   return new Promise((done, fail) => {
-    const child = spawn(program, ["review", "--data", data, "--listen", `127.0.0.1:${port}`], {
+    const child = spawn(program, ["review", "--data", data, "--listen", `127.0.0.1:${port}`, ...more], {
       cwd: root, stdio: ["ignore", "pipe", "pipe"], env,
     });
     let text = "";
+    let welcome;
     const ended = new Promise((over) => child.on("close", over));
     child.stderr.on("data", (data) => { text += data; });
     createInterface({ input: child.stdout }).on("line", (line) => {
+      welcome ??= WELCOME.exec(line)?.[1];
       const found = LINE.exec(line);
       if (found) {
         const url = found[1];
-        done({ url, port: Number(new URL(url).port), kill: (signal) => { child.kill(signal); return ended; } });
+        done({ url, welcome, port: Number(new URL(url).port), kill: (signal) => { child.kill(signal); return ended; } });
       }
     });
     child.on("close", (code) => fail(new Error(`the review server ended with ${code}:\n${text}`)));

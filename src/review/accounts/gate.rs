@@ -13,6 +13,7 @@
 //! 4. A body, other than an upload's, which has a time of its own, comes within [`BODY_TIME`]. Test: `slow_bodies_are_cut`
 //!    in tests/review_abuse.rs.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,7 +31,7 @@ use jiff::Timestamp;
 use tokio::time::{Sleep, sleep};
 
 use super::store::{Credential, Holder, Known};
-use super::{Desk, Role, Scope, Via, Who, secret};
+use super::{Desk, Role, Scope, Stay, Via, Who, secret};
 use crate::review::api::ANOMALIES;
 use crate::review::guard::FETCH_SITE;
 use crate::review::peer::Came;
@@ -75,7 +76,7 @@ pub fn need(method: &Method, path: &str) -> Need {
     }
 }
 
-fn may(who: &Who, need: Need) -> bool {
+pub(super) fn may(who: &Who, need: Need) -> bool {
     match (need, who.via) {
         (Need::Open | Need::Known, _) => true,
         (Need::Upload, Via::Token(scope)) => scope != Scope::Read,
@@ -121,6 +122,8 @@ pub async fn gate(State(desk): State<Desk>, request: Request, next: Next) -> Res
         }
     };
     if let Some(who) = &who {
+        let credential = credential(&parts.headers, came.secure);
+        parts.extensions.insert(Stay { desk: desk.clone(), credential, who: who.clone() });
         parts.extensions.insert(who.clone());
     }
     let response = next.run(Request::from_parts(parts, body)).await;
@@ -150,19 +153,8 @@ async fn find(desk: &Desk, request: &Parts, came: &Came, need: Need) -> Result<O
     let headers = &request.headers;
     let credential = credential(headers, came.secure);
     let asked = credential.clone();
-    let known = desk.run(move |a| a.who(&asked, Timestamp::now())).await.map_err(IntoResponse::into_response)?;
-    let from = Some(came.from);
-    let who = match known {
-        Known { accounts: false, .. } if !desk.wanted() => Some(Who { from, ..Who::local() }),
-        Known { holder: Some(Holder::Account { name, role, session }), .. } => {
-            Some(Who { name, role, via: Via::Session(session), from })
-        }
-        Known { holder: Some(Holder::Token { name, scope }), .. } => {
-            let role = if scope == Scope::Admin { Role::Admin } else { Role::Viewer };
-            Some(Who { name: format!("token {name}"), role, via: Via::Token(scope), from })
-        }
-        Known { holder: None, .. } => None,
-    };
+    let found = desk.run(move |a| a.who(&asked, Timestamp::now())).await.map_err(IntoResponse::into_response)?;
+    let who = known(found, desk, Some(came.from));
     let forbidden = |detail: String| Problem::new(StatusCode::FORBIDDEN, detail).into_response();
     let by_cookie = who.as_ref().is_some_and(|who| matches!(who.via, Via::Session(_)));
     if !request.method.is_safe()
@@ -195,6 +187,21 @@ async fn find(desk: &Desk, request: &Parts, came: &Came, need: Need) -> Result<O
         desk.may_upload(&sender).map_err(IntoResponse::into_response)?;
     }
     Ok(Some(who))
+}
+
+/// Who that is; `None` for a stranger.
+pub(super) fn known(found: Known, desk: &Desk, from: Option<IpAddr>) -> Option<Who> {
+    match found {
+        Known { accounts: false, .. } if !desk.wanted() => Some(Who { from, ..Who::local() }),
+        Known { holder: Some(Holder::Account { name, role, session }), .. } => {
+            Some(Who { name, role, via: Via::Session(session), from })
+        }
+        Known { holder: Some(Holder::Token { name, scope }), .. } => {
+            let role = if scope == Scope::Admin { Role::Admin } else { Role::Viewer };
+            Some(Who { name: format!("token {name}"), role, via: Via::Token(scope), from })
+        }
+        Known { holder: None, .. } => None,
+    }
 }
 
 async fn known_accounts(desk: &Desk) -> bool {

@@ -1,7 +1,7 @@
 //! Who asks, and what they may do: local accounts, their sessions, API tokens, and the record of what was done with them.
 //!
 //! [`store`] and [`sqlite`] keep, [`secret`] makes and checks what must not be known, [`throttle`] slows guessing, [`desk`] is
-//! what handlers use, [`gate`] lets requests in, [`pages`], [`admin`] and [`api`] are what people see.
+//! what handlers use, [`gate`] lets requests in, [`stay`] ends streams, [`pages`], [`admin`] and [`api`] are what people see.
 //!
 //! Thread: handlers run on the server's thread; whatever reads the database or hashes goes through [`desk::Desk`].
 //!
@@ -15,6 +15,7 @@ pub mod gate;
 pub mod pages;
 pub mod secret;
 pub mod sqlite;
+pub mod stay;
 pub mod store;
 pub mod throttle;
 
@@ -31,6 +32,7 @@ use super::problem::Problem;
 pub use desk::Desk;
 pub use gate::Note;
 pub use sqlite::SqliteAccounts;
+pub use stay::Stay;
 pub use store::{Accounts, Actor, TABLES};
 
 /// Name of who asks where there are no accounts.

@@ -105,13 +105,17 @@ impl ApiToken {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Actor {
     pub who: String,
-    /// `local`, `session`, `token`, `command line`, `link`, or nothing for who is not known yet.
+    /// `local`, `session`, `token`, `command line`, `link`, `server`, or nothing for who is not known yet.
     pub via: String,
     /// Address.
     pub from: String,
 }
 
 impl Actor {
+    /// What removes anomalies that need not be kept.
+    pub fn retention() -> Actor {
+        Actor { who: "retention".into(), via: "server".into(), from: String::new() }
+    }
     /// Whoever runs the program on the server's machine.
     pub fn command_line() -> Actor {
         Actor { who: "command line".into(), via: "command line".into(), from: String::new() }

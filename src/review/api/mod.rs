@@ -46,10 +46,12 @@ use crate::review::store::{Anomaly, Inserted, ObjectName, Page, Review, Store};
 use crate::review::upload;
 pub use answer::immutable;
 use answer::{Segments, ranged, tagged, unchanged};
-use query::{ListQuery, Listing, listing};
+use query::{FilterQuery, ListQuery, Listing, PageQuery, listing};
 
 /// Uploads that are read at the same time.
 pub const UPLOADS: usize = 8;
+/// Statistics that are computed at the same time: they can take a second, and must not take all threads.
+const STATISTICS: usize = 2;
 /// Items in a page when `limit` is not given, and at most.
 pub const LIMIT: (usize, usize) = (50, 200);
 /// Path of the collection.
@@ -60,6 +62,7 @@ pub const ANOMALIES: &str = "/api/v1/anomalies";
 pub struct App {
     store: Arc<dyn Store>,
     uploads: Arc<Semaphore>,
+    statistics: Arc<Semaphore>,
     /// Tells open pages what changed.
     pub live: Live,
     /// Live pictures of lines.
@@ -69,13 +72,33 @@ pub struct App {
 impl App {
     /// Handlers on top of a store.
     pub fn new(store: Arc<dyn Store>) -> App {
-        App { store, uploads: Arc::new(Semaphore::new(UPLOADS)), live: Live::default(), pictures: Arc::default() }
+        App {
+            store,
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            statistics: Arc::new(Semaphore::new(STATISTICS)),
+            live: Live::default(),
+            pictures: Arc::default(),
+        }
     }
 
     /// Waits for one of the places for bodies in memory.
     pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let turn = self.uploads.clone().acquire_owned().await;
         turn.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"))
+    }
+
+    /// Runs something that may take long, [`STATISTICS`] at a time.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> Result<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let stopping = |_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        let turn = self.statistics.clone().acquire_owned().await.map_err(stopping)?;
+        self.run(move |store| {
+            let _turn = turn; // also when nobody waits for it any more
+            work(store)
+        })
+        .await
     }
 
     /// Runs something that blocks, off the server's thread.
@@ -295,7 +318,7 @@ struct PageJson {
     get,
     path = "/api/v1/anomalies",
     tag = "anomalies",
-    params(ListQuery),
+    params(PageQuery, FilterQuery),
     responses(
         (status = 200, description = "A page of the list", body = PageJson, headers(("etag" = String))),
         (status = 304, description = "Nothing has changed in the store"),
@@ -359,7 +382,7 @@ async fn one(
 /// The pictures of an anomaly, as they are named in paths.
 #[derive(ToSchema)]
 #[schema(as = Picture)]
-#[expect(dead_code, reason = "describes what ObjectName::from_file_name reads")]
+#[expect(dead_code, reason = "describes what ObjectName and Thumb have as file names")]
 enum PictureName {
     #[schema(rename = "frame.jpg")]
     Frame,
@@ -367,11 +390,21 @@ enum PictureName {
     Heatmap,
     #[schema(rename = "normal.jpg")]
     Normal,
+    #[schema(rename = "card.jpg")]
+    Card,
+    #[schema(rename = "card-heat.png")]
+    CardHeat,
+    #[schema(rename = "preview.jpg")]
+    Preview,
+    #[schema(rename = "preview-heat.png")]
+    PreviewHeat,
 }
 
 /// Get a picture of an anomaly
 ///
-/// Byte-exact as it was delivered, for ever the same; a single range may be asked for.
+/// `frame.jpg`, `heatmap.png` and `normal.jpg` are byte-exact as they were delivered, and a single range may be asked for. The
+/// others are small ones for lists, made when they are first asked for: the judged part on a card, the whole frame as a preview,
+/// and the heatmap of each. All are for ever the same.
 #[utoipa::path(
     get,
     path = "/api/v1/anomalies/{id}/{file}",
@@ -388,6 +421,7 @@ enum PictureName {
         (status = 400, description = "Not an id", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such anomaly or picture", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The picture has no such part", body = Problem, content_type = "application/problem+json", headers(("content-range" = String))),
+        (status = 422, description = "A small one cannot be made of this picture", body = Problem, content_type = "application/problem+json"),
     )
 )]
 async fn picture(
@@ -415,6 +449,16 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         map
+    }
+
+    #[test]
+    fn every_picture_is_described() {
+        let description = serde_json::to_value(description()).unwrap();
+        let parameters = &description["paths"][format!("{ANOMALIES}/{{id}}/{{file}}")]["get"]["parameters"];
+        let file = parameters.as_array().unwrap().iter().find(|p| p["name"] == "file").unwrap();
+        let stored = ObjectName::ALL.map(ObjectName::file_name);
+        let small = crate::review::thumbs::Thumb::ALL.map(crate::review::thumbs::Thumb::file_name);
+        assert_eq!(file["schema"]["enum"], serde_json::json!([&stored[..], &small[..]].concat()));
     }
 
     #[test]

@@ -22,14 +22,29 @@ const MAX_TEXT: usize = 200;
 pub const VERDICTS: [Verdict; 3] = [Verdict::Reject, Verdict::Unsure, Verdict::Missed];
 
 /// As typed. Empty means not given, because forms send it so; what is not known is passed over.
+#[derive(Debug, Default, Deserialize)]
+pub struct ListQuery {
+    #[serde(flatten)]
+    page: PageQuery,
+    #[serde(flatten)]
+    pub filter: FilterQuery,
+}
+
+/// Which page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct ListQuery {
+pub struct PageQuery {
     /// Where the page starts: `next` or `previous` of another page.
-    pub cursor: Option<String>,
+    cursor: Option<String>,
     /// Items in the page; 50 when it is not given.
     #[param(schema_with = limit_schema)]
-    pub limit: Option<String>,
+    limit: Option<String>,
+}
+
+/// Which anomalies, in what order.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct FilterQuery {
     /// What is first: the newest, or the most unusual.
     #[param(schema_with = order_schema)]
     pub sort: Option<String>,
@@ -70,7 +85,7 @@ fn or_empty(schema: ObjectBuilder) -> Schema {
     OneOfBuilder::new().item(schema).item(empty).into()
 }
 
-fn words(words: impl IntoIterator<Item = &'static str>) -> Schema {
+pub(in crate::review) fn words(words: impl IntoIterator<Item = &'static str>) -> Schema {
     let words = words.into_iter().chain([""]);
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
 }
@@ -123,11 +138,24 @@ pub fn listing(query: Result<Query<ListQuery>, QueryRejection>) -> Result<Listin
 impl ListQuery {
     /// Checks every value that was given.
     pub fn check(self) -> Result<Listing, Problem> {
-        let limit = given(self.limit).map(|text| {
+        let limit = given(self.page.limit).map(|text| {
             let limit = text.parse::<usize>().ok().filter(|n| (1..=LIMIT.1).contains(n));
             limit
                 .ok_or_else(|| Problem::bad_request(format!("limit is {text:?}, it must be between 1 and {}", LIMIT.1)))
         });
+        let listing = self.filter.check()?;
+        let start = given(self.page.cursor);
+        let start = start.map(|c| c.parse::<Cursor>().map_err(|e| Problem::bad_request(e.to_string()))).transpose()?;
+        if start.is_some_and(|start| start.from.sort() != listing.sort) {
+            return Err(Problem::bad_request("cursor is of a list in another order, give the same sort as there"));
+        }
+        Ok(Listing { start, limit: limit.transpose()?, ..listing })
+    }
+}
+
+impl FilterQuery {
+    /// Checks every value that was given; the listing is all that fits.
+    pub fn check(self) -> Result<Listing, Problem> {
         let verdicts = VERDICTS.map(|v| (v.as_str(), v));
         let [defect, false_alarm, unclear] = Decision::ALL.map(|d| (d.as_str(), Reviewed::As(d)));
         let reviewed = [("no", Reviewed::No), ("yes", Reviewed::Yes), defect, false_alarm, unclear];
@@ -144,14 +172,8 @@ impl ListQuery {
             serial: text("serial", self.serial)?,
             defect_type: text("defect_type", self.defect_type)?,
         };
-        let sort =
-            word("sort", self.sort, &[("time", Sort::Time), ("confidence", Sort::Confidence)])?.unwrap_or_default();
-        let start = given(self.cursor).map(|c| c.parse::<Cursor>().map_err(|e| Problem::bad_request(e.to_string())));
-        let start = start.transpose()?;
-        if start.is_some_and(|start| start.from.sort() != sort) {
-            return Err(Problem::bad_request("cursor is of a list in another order, give the same sort as there"));
-        }
-        Ok(Listing { filter, sort, start, limit: limit.transpose()? })
+        let sort = word("sort", self.sort, &[("time", Sort::Time), ("confidence", Sort::Confidence)])?;
+        Ok(Listing { filter, sort: sort.unwrap_or_default(), ..Listing::default() })
     }
 }
 
@@ -228,8 +250,11 @@ pub(super) fn time(name: &str, value: Option<String>) -> Result<Option<Timestamp
 
 fn share(name: &str, value: Option<String>) -> Result<Option<f32>, Problem> {
     let Some(text) = given(value) else { return Ok(None) };
-    let share = text.parse::<f32>().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.map(Some).ok_or_else(|| Problem::bad_request(format!("{name} is {text:?}, it must be between 0 and 1")))
+    // as it was typed: what is just above 1 would be 1 in fewer digits
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share
+        .map(|share| Some(share as f32))
+        .ok_or_else(|| Problem::bad_request(format!("{name} is {text:?}, it must be between 0 and 1")))
 }
 
 #[cfg(test)]
@@ -259,6 +284,10 @@ mod tests {
             ("verdict=pass", "verdict is \"pass\", it must be \"reject\", \"unsure\" or \"missed\""),
             ("sort=score", "sort is \"score\", it must be \"time\" or \"confidence\""),
             ("confidence_min=nan", "confidence_min is \"nan\", it must be between 0 and 1"),
+            (
+                "confidence_max=1.0000000000000002",
+                "confidence_max is \"1.0000000000000002\", it must be between 0 and 1",
+            ),
             ("since=yesterday", "since is \"yesterday\", it must be a time as 2030-01-31T06:00:00Z"),
             ("cursor=x", "cursor \"x\" is not one that this server gave out"),
             (

@@ -86,7 +86,7 @@ async fn insight(
 ) -> Result<Response, Problem> {
     who.must(Role::Viewer)?;
     let scope = query.map_err(|e| Problem::bad_request(e.body_text()))?.0.check()?;
-    let insight = app.run(move |store| store.insight(&scope)).await?;
+    let insight = app.compute(move |store| store.insight(&scope)).await?;
     tagged(&headers, &insight, None)
 }
 
@@ -121,6 +121,6 @@ async fn what_if(
     });
     let threshold = threshold.transpose()?;
     let none = Problem::not_found(format!("nothing is known of line {line:?} with that model"));
-    let found = app.run(move |store| store.what_if(&line, model.as_deref(), threshold)).await?;
+    let found = app.compute(move |store| store.what_if(&line, model.as_deref(), threshold)).await?;
     tagged(&headers, &found.ok_or(none)?, None)
 }

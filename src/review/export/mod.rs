@@ -41,11 +41,12 @@ use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
-use utoipa::ToSchema;
+use utoipa::openapi::Schema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::accounts::{Role, Who};
 use super::api::App;
-use super::api::query::{ListQuery, Listing, listing};
+use super::api::query::{FilterQuery, Listing, words};
 use super::problem::Problem;
 use super::store::{Anomaly, Decision, Filter, ObjectName, Reviewed, Sort, Store};
 use crate::error::{Context, Error, Result};
@@ -245,25 +246,41 @@ struct Wanted {
 }
 
 /// What the query has beyond that of a list.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(in crate::review) struct Options {
     /// `no`: what is said about the pictures, without them.
+    #[param(schema_with = images_schema)]
     images: Option<String>,
     /// `frame`: MVTec AD with whole frames.
+    #[param(schema_with = cut_schema)]
     cut: Option<String>,
+}
+
+/// Whether pictures are wanted, and how MVTec AD has them: what is usual first.
+const IMAGES: [&str; 2] = ["yes", "no"];
+const CUT: [&str; 2] = ["part", "frame"];
+
+fn images_schema() -> Schema {
+    words(IMAGES)
+}
+
+fn cut_schema() -> Schema {
+    words(CUT)
 }
 
 impl Wanted {
     fn check(
         format: &str,
-        query: Result<Query<ListQuery>, QueryRejection>,
+        query: Result<Query<FilterQuery>, QueryRejection>,
         options: Result<Query<Options>, QueryRejection>,
     ) -> Result<Wanted, Problem> {
         let format = Format::from_word(format).ok_or_else(|| {
             let known = Format::ALL.map(Format::as_str).join(", ");
             Problem::not_found(format!("there is no export to {format:?}")).hint(format!("there are {known}"))
         })?;
-        let Listing { filter, sort, .. } = listing(query)?;
+        let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
+        let Listing { filter, sort, .. } = query.check()?;
         let Query(Options { images, cut }) = options.map_err(|e| Problem::bad_request(e.body_text()))?;
         let one_of = |name: &str, value: Option<String>, [usual, other]: [&str; 2]| match value.as_deref() {
             None | Some("") => Ok(false),
@@ -271,8 +288,8 @@ impl Wanted {
             Some(word) if word == other => Ok(true),
             Some(word) => Err(Problem::bad_request(format!("{name} is {word:?}, it must be {usual:?} or {other:?}"))),
         };
-        let pictures = !one_of("images", images, ["yes", "no"])?;
-        let whole = one_of("cut", cut, ["part", "frame"])?;
+        let pictures = !one_of("images", images, IMAGES)?;
+        let whole = one_of("cut", cut, CUT)?;
         Ok(Wanted { format, filter: reviewed(filter), sort, pictures, whole })
     }
 }
@@ -319,7 +336,7 @@ pub(in crate::review) struct Plan {
     get,
     path = "/api/v1/exports/{format}/plan",
     tag = "exports",
-    params(("format" = inline(Format), Path, description = "The format"), ListQuery),
+    params(("format" = inline(Format), Path, description = "The format"), FilterQuery, Options),
     responses(
         (status = 200, description = "What it would hold", body = Plan),
         (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
@@ -330,7 +347,7 @@ pub(in crate::review) async fn plan(
     State(app): State<App>,
     who: Who,
     UrlPath(format): UrlPath<String>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    query: Result<Query<FilterQuery>, QueryRejection>,
     options: Result<Query<Options>, QueryRejection>,
 ) -> Result<Response, Problem> {
     who.must(Role::Viewer)?;
@@ -368,7 +385,7 @@ async fn survey(app: &App, wanted: Wanted) -> Result<Survey, Problem> {
     get,
     path = "/api/v1/exports/{format}",
     tag = "exports",
-    params(("format" = inline(Format), Path, description = "The format"), ListQuery),
+    params(("format" = inline(Format), Path, description = "The format"), FilterQuery, Options),
     responses(
         (status = 200, description = "The download", content((Vec<u8> = "application/zip"), (String = "text/csv; charset=utf-8"))),
         (status = 400, description = "The query cannot be read", body = Problem, content_type = "application/problem+json"),
@@ -381,7 +398,7 @@ pub(in crate::review) async fn export(
     Extension(exports): Extension<Arc<Exports>>,
     who: Who,
     UrlPath(format): UrlPath<String>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    query: Result<Query<FilterQuery>, QueryRejection>,
     options: Result<Query<Options>, QueryRejection>,
 ) -> Result<Response, Problem> {
     who.must(Role::Viewer)?;

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use super::{EXPORTS, Format, reviewed};
 use crate::review::accounts::{Role, Who};
 use crate::review::api::App;
-use crate::review::api::query::{ListQuery, Listing, listing};
+use crate::review::api::query::{FilterQuery, Listing};
 use crate::review::pages::{Frame, Here, refusal};
 use crate::review::problem::Problem;
 use crate::review::store::{Count, Decision, Filter, Reviewed};
@@ -39,11 +39,12 @@ impl Format {
 pub(super) async fn page(
     State(app): State<App>,
     who: Who,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    query: Result<Query<FilterQuery>, QueryRejection>,
 ) -> Response {
     let page = async {
         who.must(Role::Viewer)?;
-        let Listing { filter, sort, .. } = listing(query)?;
+        let Query(query) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
+        let Listing { filter, sort, .. } = query.check()?;
         let counts = app.run(|store| store.counts()).await?;
         Ok::<_, Problem>(show(&who, &Listing { filter: reviewed(filter), sort, ..Listing::default() }, &counts))
     };

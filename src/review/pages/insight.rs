@@ -112,7 +112,7 @@ pub(super) async fn page(State(app): State<App>, who: Who, query: Result<Query<A
         let Query(asked) = query.map_err(|e| Problem::bad_request(e.body_text()))?;
         let question = asked.check()?;
         let wanted = question.clone();
-        let found = app.run(move |store| {
+        let found = app.compute(move |store| {
             let mut lines: Vec<String> = store.lines()?.into_iter().map(|l| l.report.line).collect();
             lines.extend(store.counts()?.into_iter().map(|c| c.line));
             lines.sort_unstable();
@@ -490,7 +490,7 @@ fn rates(insight: &Insight) -> Markup {
     html! {
         section .panel .wide .over-time aria-labelledby="rates" {
             h2 #rates { "Not passed, over time" span .soft { "at most " (format!("{most:.1} %")) } }
-            div .rate { (sparkline(&values, most, &format!("Share of parts that did not pass, at most {most:.1} %"))) }
+            div .rate { (sparkline(&values, most * 1.2, &format!("Share of parts that did not pass, at most {most:.1} %"))) }
             p .ends { span { (time(first)) } span { (time(last + bucket)) } }
         }
     }

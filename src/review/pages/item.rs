@@ -270,8 +270,8 @@ impl Item<'_> {
                             li {
                                 a href=(self.to(other.event.id)) {
                                     span .picture {
-                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="360" height="270" loading="lazy" decoding="async";
-                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="360" height="270" loading="lazy" decoding="async";
+                                        img src=(thumbs::url(other.event.id, Thumb::Card)) alt="" width="320" height="240" loading="lazy" decoding="async";
+                                        img .heat src=(thumbs::url(other.event.id, Thumb::CardHeat)) alt="" width="320" height="240" loading="lazy" decoding="async";
                                     }
                                     span .what {
                                         b { "Part " (grouped(other.event.part)) }

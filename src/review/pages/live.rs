@@ -6,11 +6,13 @@
 //! Invariants:
 //! 1. At most [`STREAMS`](crate::review::live::STREAMS) pages listen; one more gets 503 and asks from time to time instead.
 //!    Test: `streams_are_limited` in tests/review_pages.rs.
-//! 2. A stream ends when the server stops. Test: `a_stream_ends_with_the_server` in tests/review_pages.rs.
+//! 2. A stream ends when the server stops, and with the session that opened it. Tests: `a_stream_ends_with_the_server` in
+//!    tests/review_pages.rs, `a_stream_ends_with_its_session` in tests/review_accounts.rs.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
@@ -19,7 +21,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::review::accounts::{Role, Who};
+use crate::review::accounts::{Role, Stay, Who};
 use crate::review::api::App;
 use crate::review::live::Change;
 use crate::review::problem::Problem;
@@ -43,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(1);
         (status = 503, description = "Too many listen", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(in crate::review) async fn events(State(app): State<App>, who: Who) -> Response {
+pub(in crate::review) async fn events(State(app): State<App>, who: Who, Extension(stay): Extension<Stay>) -> Response {
     if let Err(problem) = who.must(Role::Viewer) {
         return problem.into_response();
     }
@@ -64,7 +66,7 @@ pub(in crate::review) async fn events(State(app): State<App>, who: Who) -> Respo
         };
         Some((Ok(event), (listener, None)))
     });
-    Sse::new(changes).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(stay.of(changes)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 /// A change in words; `None` ends the stream.

@@ -25,7 +25,7 @@ const CARDS: usize = 20;
 /// Lines that are shown as chips; more are chosen in the form.
 const LINE_CHIPS: usize = 10;
 /// Width and height of the picture on a card.
-const CARD: (u32, u32) = (360, 270);
+const CARD: (u32, u32) = (320, 240);
 
 const KEYS: &[Key] = &[
     ("J →", "next card"),

@@ -23,10 +23,11 @@ impl View {
     /// Reads and checks the query of a page.
     pub fn read(query: Result<Query<ListQuery>, QueryRejection>) -> Result<View, Problem> {
         let mut query = query.map_err(|e| Problem::bad_request(e.body_text()))?.0;
-        query.reviewed = match query.reviewed.as_deref() {
+        let reviewed = &mut query.filter.reviewed;
+        *reviewed = match reviewed.as_deref() {
             None | Some("") => Some("no".into()),
             Some(ALL) => None,
-            _ => query.reviewed,
+            _ => reviewed.take(),
         };
         query.check().map(View)
     }

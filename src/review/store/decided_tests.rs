@@ -285,15 +285,14 @@ proptest! {
     }
 
     #[test]
-    fn insight_equals_a_naive_count(kinds in prop::collection::vec(kind(), 0..50), scope in (0..4_usize, 0..3_usize, -5_i64..5)) {
+    fn insight_equals_a_naive_count(kinds in prop::collection::vec(kind(), 0..50), scope in (0..4_usize, 0..3_usize, prop::option::of(-5_i64..5))) {
         let dir = tempfile::tempdir().unwrap();
         let store = open_fast(dir.path());
         let all = store_kinds(&store, &kinds);
-        let since = Timestamp::from_nanosecond(scope.2.into()).unwrap();
         let scope = Scope {
             line: LINES.get(scope.0).map(|l| (*l).to_owned()),
             model: (scope.1 < 2).then(|| format!("m@{}", scope.1)),
-            since: Some(since),
+            since: scope.2.map(|ns| Timestamp::from_nanosecond(ns.into()).unwrap()),
             until: None,
         };
         let filter = Filter { line: scope.line.clone(), model: scope.model.clone(), since: scope.since, ..Filter::default() };
@@ -411,6 +410,35 @@ const S: i64 = 1_000_000_000;
 /// A second of today: older parts would be removed at once.
 fn today(second: i64) -> i64 {
     nanoseconds(Timestamp::now()).unwrap() / (3600 * S) * (3600 * S) - 7200 * S + second * S
+}
+
+#[test]
+fn rates_over_weeks_are_those_of_the_minutes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let minute = |n: i64| today(0) - 30 * 86_400 * S + n * 60 * S;
+    // parts before the first whole hour, in whole hours, and after the last one
+    let minutes = [7, 59, 60, 100, 5000, 5001, 20_000, 40_000, 40_079, 40_080, 40_085];
+    let rows: Vec<_> = (0..).zip(minutes).map(|(n, m)| (n, minute(m), 0.5, Verdict::Pass)).collect();
+    store.insert_report(&report("a", 0, &rows)).unwrap();
+    store.insert_report(&report("b", 0, &rows[4..6])).unwrap();
+    let asked = |line: Option<&str>, from: i64, to: i64| {
+        let time = |n| Some(Timestamp::from_nanosecond(minute(n).into()).unwrap());
+        store
+            .insight(&Scope { line: line.map(Into::into), since: time(from), until: time(to), ..Scope::default() })
+            .unwrap()
+    };
+    for (from, to) in [(0, 50_000), (8, 40_085), (60, 40_080), (100, 20_001), (101, 40_081)] {
+        let within = |rows: &[i64]| rows.iter().filter(|m| (from..to).contains(*m)).count() as u64;
+        for (line, parts) in [(Some("a"), within(&minutes)), (None, within(&minutes) + within(&minutes[4..6]))] {
+            let insight = asked(line, from, to);
+            assert!(insight.bucket_minutes >= 60);
+            assert_eq!(insight.rates.iter().map(|r| r.pass).sum::<u64>(), parts, "{line:?} {from} {to}");
+            let width = insight.bucket_minutes * 60;
+            assert!(insight.rates.iter().all(|r| r.at.as_second() % width == 0));
+        }
+    }
+    assert_eq!(asked(Some("a"), 5000, 5002).bucket_minutes, 1, "a short time, by minutes");
 }
 
 #[test]

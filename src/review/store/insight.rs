@@ -20,10 +20,11 @@ use crate::event::Verdict;
 const MINUTE_NS: i64 = 60_000_000_000;
 /// Entries of a rate over time, at most.
 const BUCKETS: i64 = 200;
+const HOUR: i64 = 60;
 /// What a bucket may be, in minutes: a minute, five, a quarter of an hour, hours, days, a week, four.
 const STEPS: [i64; 9] = [1, 5, 15, 60, 240, 1440, 4320, 10_080, 40_320];
 /// Anomalies judged by several people that agreement is taken from, the newest ones.
-const MOST_AGREEMENT: i64 = 50_000;
+const MOST_AGREEMENT: i64 = 20_000;
 const DECISIONS: usize = Decision::ALL.len();
 
 /// See [`Store::insight`](super::Store::insight).
@@ -34,6 +35,7 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
     let (bucket_minutes, rates) = rates(db, scope, since, until)?;
     let (mut rejects, mut defects) = (Places::new(), Places::new());
     let mut tallies = tallies(db, scope).failed(cannot)?;
+    let always = scope.since.is_none() && scope.until.is_none();
     let mut origins: Vec<i64> = tallies.values().map(|t| t.origin).collect();
     origins.sort_unstable();
     origins.dedup();
@@ -47,7 +49,9 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
         let mut rows = statement.query([origin, since, until]).failed(cannot)?;
         while let Some(row) = rows.next().failed(cannot)? {
             let Some(tally) = tallies.get_mut(&row.get(0).failed(cannot)?) else { continue };
-            tally.found += 1;
+            if !always {
+                tally.found += 1;
+            }
             let (x, y): (Option<f64>, Option<f64>) = (row.get(1).failed(cannot)?, row.get(2).failed(cannot)?);
             if let (Some(x), Some(y)) = (x, y) {
                 if tally.is_reject {
@@ -58,6 +62,9 @@ pub(super) fn insight(db: &Connection, scope: &Scope) -> Result<Insight> {
                 }
             }
         }
+    }
+    if always {
+        tallies.values_mut().for_each(|tally| tally.found = tally.count);
     }
     let mut confusion: Vec<Confusion> =
         [Verdict::Reject, Verdict::Unsure, Verdict::Missed].map(|v| Confusion::none(v.as_str())).into();
@@ -117,17 +124,18 @@ struct Tally {
     review: Option<Decision>,
     defect_type: Option<String>,
     is_reject: bool,
+    count: u64,
     /// How many of it the scope has.
     found: u64,
 }
 
-/// Condition on `o.line` and `o.model`, and its values.
-fn limited(scope: &Scope, table: &str) -> (String, Vec<Value>) {
+/// Condition on line and model of a table, with parameters numbered from `first` on, and their values.
+fn limited(scope: &Scope, table: &str, first: usize) -> (String, Vec<Value>) {
     let mut sql = String::new();
     let mut values = Vec::new();
     for (name, value) in [("line", &scope.line), ("model", &scope.model)] {
         if let Some(value) = value {
-            sql += &format!(" AND {table}.{name} = ?");
+            sql += &format!(" AND {table}.{name} = ?{}", first + values.len());
             values.push(value.clone().into());
         }
     }
@@ -135,9 +143,9 @@ fn limited(scope: &Scope, table: &str) -> (String, Vec<Value>) {
 }
 
 fn tallies(db: &Connection, scope: &Scope) -> rusqlite::Result<HashMap<i64, Tally>> {
-    let (condition, values) = limited(scope, "o");
+    let (condition, values) = limited(scope, "o", 1);
     let mut statement = db.prepare_cached(&format!(
-        "SELECT t.id, t.origin, t.verdict, t.review, t.defect_type FROM tallies t JOIN origins o ON o.id = t.origin
+        "SELECT t.id, t.origin, t.verdict, t.review, t.defect_type, t.count FROM tallies t JOIN origins o ON o.id = t.origin
          WHERE t.count > 0{condition}"
     ))?;
     let rows = statement.query_map(params_from_iter(values), |r| {
@@ -145,35 +153,50 @@ fn tallies(db: &Connection, scope: &Scope) -> rusqlite::Result<HashMap<i64, Tall
         let review = Decision::from_word(&r.get::<_, String>(3)?);
         let verdict: String = r.get(2)?;
         let is_reject = verdict == Verdict::Reject.as_str();
-        Ok((r.get(0)?, Tally { origin: r.get(1)?, verdict, review, defect_type, is_reject, found: 0 }))
+        let count = r.get::<_, i64>(5)?.unsigned_abs();
+        Ok((r.get(0)?, Tally { origin: r.get(1)?, verdict, review, defect_type, is_reject, count, found: 0 }))
     })?;
     rows.collect()
 }
 
-/// Parts over time, in buckets that are neither too many nor too wide.
+/// Parts over time, in buckets that are neither too many nor too wide. Those of an hour and more are summed from hours, but for
+/// the minutes before the first whole hour and after the last.
 fn rates(db: &Connection, scope: &Scope, since: i64, until: i64) -> Result<(i64, Vec<Rate>)> {
     let cannot = || "cannot read the rates";
-    let (condition, values) = limited(scope, "m");
     let first = since.div_euclid(MINUTE_NS);
     let last = until.saturating_sub(1).div_euclid(MINUTE_NS);
+    let (condition, values) = limited(scope, "minutes", 3);
     let range = [Value::from(first), Value::from(last)];
-    let span: (Option<i64>, Option<i64>) = db
-        .prepare_cached(&format!(
-            "SELECT MIN(minute), MAX(minute) FROM minutes m WHERE minute >= ? AND minute <= ?{condition}"
+    // one of them at a time is found by an index
+    let end = |which: &str| {
+        db.prepare_cached(&format!(
+            "SELECT {which}(minute) FROM minutes WHERE minute >= ?1 AND minute <= ?2{condition}"
         ))
         .failed(cannot)?
-        .query_row(params_from_iter(range.iter().chain(&values)), |r| Ok((r.get(0)?, r.get(1)?)))
-        .failed(cannot)?;
-    let (Some(first), Some(last)) = span else { return Ok((STEPS[0], Vec::new())) };
+        .query_row(params_from_iter(range.iter().chain(&values)), |r| r.get::<_, Option<i64>>(0))
+        .failed(cannot)
+    };
+    let (Some(first), Some(last)) = (end("MIN")?, end("MAX")?) else { return Ok((STEPS[0], Vec::new())) };
     let fits = |step: &i64| (last - first) / step < BUCKETS;
     let step = STEPS.into_iter().find(fits).unwrap_or(STEPS[STEPS.len() - 1]);
+    let (from_hour, to_hour) = match step >= HOUR {
+        true => (first.div_euclid(HOUR) + i64::from(first.rem_euclid(HOUR) > 0), (last + 1).div_euclid(HOUR)),
+        false => (i64::MAX / HOUR, i64::MAX / HOUR), // all by minutes
+    };
+    let of = |table: &str, time: &str, range: &str| {
+        let condition = limited(scope, table, 6).0;
+        format!("SELECT {time} AS at, pass, reject, unsure, missed FROM {table} WHERE {range}{condition}")
+    };
     let mut statement = db
         .prepare_cached(&format!(
-            "SELECT minute / ? AS bucket, SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM minutes m
-             WHERE minute >= ? AND minute <= ?{condition} GROUP BY bucket ORDER BY bucket"
+            "SELECT at / ?1 AS bucket, SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM
+             ({} UNION ALL {} UNION ALL {}) GROUP BY bucket ORDER BY bucket",
+            of("minutes", "minute", "minute >= ?2 AND minute <= ?3 AND minute < ?4 * 60"),
+            of("hours", "hour * 60", "hour >= ?4 AND hour < ?5"),
+            of("minutes", "minute", "minute >= ?5 * 60 AND minute <= ?3"),
         ))
         .failed(cannot)?;
-    let values = [step.into(), first.into(), last.into()].into_iter().chain(values);
+    let values = [step, first, last, from_hour, to_hour].map(Value::from).into_iter().chain(values);
     let mut rows = statement.query(params_from_iter(values)).failed(cannot)?;
     let mut rates = Vec::new();
     while let Some(row) = rows.next().failed(cannot)? {
@@ -192,10 +215,10 @@ fn rates(db: &Connection, scope: &Scope, since: i64, until: i64) -> Result<(i64,
 
 /// What pairs of reviewers said about the same anomalies, each one's latest decision.
 fn agreement(db: &Connection, scope: &Scope, since: i64, until: i64) -> rusqlite::Result<Agreement> {
-    let (condition, values) = limited(scope, "o");
+    let (condition, values) = limited(scope, "o", 3);
     let mut statement = db.prepare_cached(&format!(
         "SELECT a.id FROM anomalies a INDEXED BY anomalies_judged_by_many JOIN origins o ON o.id = a.origin
-         WHERE a.reviewers > 1 AND a.captured_at >= ? AND a.captured_at < ?{condition}
+         WHERE a.reviewers > 1 AND a.captured_at >= ?1 AND a.captured_at < ?2{condition}
          ORDER BY a.captured_at DESC LIMIT {MOST_AGREEMENT}"
     ))?;
     let range = [Value::from(since), Value::from(until)];

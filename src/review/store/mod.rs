@@ -6,6 +6,7 @@
 pub mod backup;
 mod insight;
 mod query;
+mod remember;
 pub mod retain;
 mod reviews;
 pub mod schema;
@@ -336,7 +337,7 @@ pub trait Store: Send + Sync + 'static {
     fn models(&self) -> Result<Vec<String>>;
     /// What [`Page::revision`] would be.
     fn revision(&self) -> Result<i64>;
-    /// What was decided, how often, where and how well.
+    /// What was decided, how often, where and how well. What takes long may be some seconds old, as may [`Store::what_if`].
     fn insight(&self, scope: &Scope) -> Result<Insight>;
     /// What another threshold would have done to the parts of a line and model, the one that was heard of last where none is
     /// given; `None` when nothing is known of it.

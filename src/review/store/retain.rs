@@ -89,6 +89,12 @@ pub struct Removed {
 }
 
 impl Removed {
+    /// In words.
+    pub fn said(&self) -> String {
+        let by_decision: Vec<String> = self.anomalies.iter().map(|(decision, n)| format!("{n} {decision}")).collect();
+        format!("{}; {:.1} MB", by_decision.join(", "), self.bytes as f64 / 1e6)
+    }
+
     /// How many in all.
     pub fn count(&self) -> u64 {
         self.anomalies.values().sum()
@@ -255,8 +261,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the thread.
-    pub fn start(store: Arc<dyn Store>, rule: Retention) -> Result<Keeper> {
+    /// Starts the thread; `told` hears of each step that removed something.
+    pub fn start(store: Arc<dyn Store>, rule: Retention, told: impl Fn(&Removed) + Send + 'static) -> Result<Keeper> {
         let (stop, stopped) = bounded::<()>(0);
         let work = move || {
             let mut pause = PAUSE;
@@ -264,6 +270,7 @@ impl Keeper {
                 match store.retain(&rule, Timestamp::now()) {
                     Ok(removed) => {
                         if removed.count() > 0 {
+                            told(&removed);
                             let Removed { anomalies, bytes, .. } = &removed;
                             tracing::info!(?anomalies, bytes, "old anomalies removed");
                         }

@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::review::{accounts, reports};
 
 /// One step per schema version: `MIGRATIONS[n]` brings a database from `user_version` n to n + 1. Append only.
-pub(super) const MIGRATIONS: &[&str] = &[ANOMALIES, reports::TABLES, REVIEWS, accounts::TABLES];
+pub(super) const MIGRATIONS: &[&str] = &[ANOMALIES, reports::TABLES, REVIEWS, accounts::TABLES, HOURS];
 
 const ANOMALIES: &str = "
     CREATE TABLE anomalies (
@@ -177,6 +177,22 @@ const REVIEWS: &str = "
     CREATE INDEX minutes_by_time ON minutes (minute);
     INSERT INTO minutes SELECT line, minute, '', pass, reject, unsure, missed FROM minutes_before;
     DROP TABLE minutes_before;
+";
+
+/// Minutes of a year are millions: rates over more than some days are summed from these.
+const HOURS: &str = "
+    CREATE TABLE hours (
+        line   TEXT NOT NULL,
+        hour   INTEGER NOT NULL,   -- hours since 1970, UTC
+        model  TEXT NOT NULL,      -- name@version, '' where it was not noted
+        pass   INTEGER NOT NULL,
+        reject INTEGER NOT NULL,
+        unsure INTEGER NOT NULL,
+        missed INTEGER NOT NULL,
+        PRIMARY KEY (line, hour, model)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO hours SELECT line, (minute - (minute % 60 + 60) % 60) / 60 AS hour, model,
+        SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM minutes GROUP BY line, hour, model;
 ";
 
 /// Brings a database up to date, each step in a transaction of its own.

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,12 +31,14 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::remember::Remembered;
 use super::retain::{self, Removed, Retention};
 use super::schema::migrate;
 use super::stats::{Insight, Scope, WhatIf};
+use super::what_if::{self, Replay};
 use super::{
     Anomaly, Count, Cursor, Filter, Inserted, NewAnomaly, NewReview, Object, ObjectName, Page, Review, Sort, Store,
-    insight, nanoseconds, place, query, reviews, what_if,
+    insight, nanoseconds, place, query, reviews,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::LineReport;
@@ -50,6 +53,9 @@ const READERS: usize = 8;
 const CACHE_KIB: i64 = 16 * 1024;
 /// Statements that each connection keeps prepared.
 const STATEMENTS: usize = 64;
+/// Statistics that are kept for who asks again, and the scores of so many lines for the what-if.
+const INSIGHTS: usize = 32;
+const REPLAYS: usize = 4;
 /// Cells along each side of the part by which places are found again.
 pub(super) const SPOTS: i64 = 12;
 
@@ -61,6 +67,11 @@ pub struct SqliteStore {
     /// Connections for reads that nobody uses at the moment.
     idle: Mutex<Vec<Connection>>,
     pub(super) limits: query::Limits,
+    /// Grows after each change of what statistics are made of.
+    version: AtomicU64,
+    insights: Remembered<Scope, Insight>,
+    /// By line and model. A million parts take 8 MB.
+    replays: Remembered<(String, Option<String>), Option<Replay>>,
     /// Holds the lock of the directory until the store goes.
     _lock: FileLock,
 }
@@ -91,6 +102,9 @@ impl SqliteStore {
             writer: Mutex::new(writer),
             idle: Mutex::default(),
             limits: query::Limits::default(),
+            version: AtomicU64::new(0),
+            insights: Remembered::new(INSIGHTS),
+            replays: Remembered::new(REPLAYS),
             _lock: lock,
         };
         retain::finish(&store)?; // what a crash left of a removal
@@ -105,6 +119,15 @@ impl SqliteStore {
     /// The only connection that writes.
     pub(super) fn writer(&self) -> MutexGuard<'_, Connection> {
         lock(&self.writer)
+    }
+
+    /// Statistics that were made before are of another state.
+    fn note_change(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Reads one state of the database, whatever is written meanwhile.
@@ -188,6 +211,7 @@ impl Store for SqliteStore {
             .failed(cannot)?;
         }
         tx.commit().failed(cannot)?;
+        self.note_change();
         Ok(Inserted::New)
     }
 
@@ -224,11 +248,15 @@ impl Store for SqliteStore {
     }
 
     fn review(&self, id: Uuid, new: &NewReview) -> Result<Option<Review>> {
-        reviews::review(&mut self.writer(), id, new, Timestamp::now())
+        let done = reviews::review(&mut self.writer(), id, new, Timestamp::now());
+        self.note_change();
+        done
     }
 
     fn take_back(&self, id: Uuid, reviewer: &str) -> Result<Option<Review>> {
-        reviews::take_back(&mut self.writer(), id, reviewer, Timestamp::now())
+        let done = reviews::take_back(&mut self.writer(), id, reviewer, Timestamp::now());
+        self.note_change();
+        done
     }
 
     fn reviews(&self, id: Uuid) -> Result<Vec<Review>> {
@@ -248,19 +276,28 @@ impl Store for SqliteStore {
     }
 
     fn insight(&self, scope: &Scope) -> Result<Insight> {
-        self.read(|db| insight::insight(db, scope))
+        let compute = || self.read(|db| insight::insight(db, scope));
+        Ok(Insight::clone(&*self.insights.get(scope.clone(), self.version(), compute)?))
     }
 
     fn what_if(&self, line: &str, model: Option<&str>, threshold: Option<f64>) -> Result<Option<WhatIf>> {
-        self.read(|db| what_if::what_if(db, line, model, threshold))
+        let compute = || self.read(|db| what_if::replay(db, line, model));
+        let replay = self.replays.get((line.to_owned(), model.map(str::to_owned)), self.version(), compute)?;
+        Ok(replay.as_ref().as_ref().map(|replay| replay.answer(threshold)))
     }
 
     fn retain(&self, rule: &Retention, now: Timestamp) -> Result<Removed> {
-        retain::step(self, rule, now)
+        let removed = retain::step(self, rule, now)?;
+        if removed.count() > 0 {
+            self.note_change();
+        }
+        Ok(removed)
     }
 
     fn insert_report(&self, report: &LineReport) -> Result<Inserted> {
-        reports::insert(&mut self.writer(), report, Timestamp::now(), Keep::default())
+        let done = reports::insert(&mut self.writer(), report, Timestamp::now(), Keep::default());
+        self.note_change();
+        done
     }
 
     fn lines(&self) -> Result<Vec<LineNow>> {

@@ -260,6 +260,6 @@ fn a_newer_schema_is_refused_and_left_alone() {
     assert_eq!(error.kind(), Kind::Usage);
     assert_eq!(
         error.to_string(),
-        format!("the database in \"{}\" has schema 99, this version of linesight knows 4", dir.path().display())
+        format!("the database in \"{}\" has schema 99, this version of linesight knows 5", dir.path().display())
     );
 }
