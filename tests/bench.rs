@@ -105,7 +105,7 @@ fn allocations_are_counted() {
 /// At the source's own rate lines are live ones: what is dropped is counted, and inference alone stands beside them.
 #[test]
 fn at_the_sources_own_rate() {
-    let o = bench(washer(), &["--realtime", "--rounds", "1", "--json"]).json();
+    let o = bench(washer(), &["--realtime", "--json"]).json();
     assert_eq!(o["realtime"], true);
     quantiles_in_order(&o["infer_alone_ms"]);
     let l = &o["lines"][0];

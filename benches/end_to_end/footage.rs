@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Frames of the sample to teach from; the ones after them are measured.
-const TAUGHT: usize = 900;
+const TAUGHT: usize = 640;
 
 /// A frame size.
 #[derive(Clone, Copy, PartialEq, Eq)]
