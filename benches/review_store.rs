@@ -1,6 +1,8 @@
 //! What lists, filters, counts and insights cost in a store of a million anomalies. `cargo bench --bench review_store`; the rows
 //! are generated and written straight into the database (`LINESIGHT_BENCH_ROWS` of them), pictures are left out because no list
-//! reads them. Prints a table of milliseconds; fails when a list, a filter or a count is slower than [`LIMIT_MS`] at its p99.
+//! reads them. `LINESIGHT_BENCH_ONLY=insight` asks only the questions whose name contains that. Prints a table of milliseconds; of
+//! statistics, which are kept for who asks again, the greatest is the first answer, and the median what moving the slider costs.
+//! Fails when a list, a filter or a count is slower than [`LIMIT_MS`] at its p99.
 
 // a benchmark that cannot be set up has nothing to measure
 #![allow(clippy::expect_used)]
@@ -327,12 +329,15 @@ fn measure(store: &SqliteStore) -> Vec<String> {
         questions.push(((*name).into(), false, Box::new(move |_| drop(store.insight(scope).expect("insight")))));
     }
     questions.push((
-        "what if: a line".into(),
+        "what if: a line, the slider moves".into(),
         false,
-        Box::new(|_| {
-            drop(store.what_if("line-0", None, Some(2.0)).expect("what if"));
+        Box::new(|rng| {
+            drop(store.what_if("line-0", None, Some(7.0 * rng.f64())).expect("what if"));
         }),
     ));
+    if let Ok(only) = std::env::var("LINESIGHT_BENCH_ONLY") {
+        questions.retain(|(name, ..)| name.contains(&only));
+    }
 
     println!("{:<58} {:>9} {:>9} {:>9}", "question, ms", "p50", "p99", "max");
     let mut slow = Vec::new();
