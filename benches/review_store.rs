@@ -171,6 +171,11 @@ fn generate(dir: &Path, rows: u64) {
             }
         }
     }
+    tx.execute(
+        "INSERT INTO hours SELECT line, minute / 60, model, SUM(pass), SUM(reject), SUM(unsure), SUM(missed) FROM minutes GROUP BY 1, 2, 3",
+        [],
+    )
+    .expect("hours");
     tx.execute("UPDATE revision SET n = ?", [rows as i64]).expect("revision");
     tx.commit().expect("committed");
 }
