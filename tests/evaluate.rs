@@ -6,7 +6,7 @@ mod support;
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use linesight::capture::Source;
-use linesight::detect::Device;
+use linesight::detect::{Device, Hint};
 use linesight::evaluate::dataset::{Dataset, read_mask};
 use linesight::evaluate::metrics::Ranking;
 use linesight::line::{self, Line};
@@ -161,7 +161,7 @@ fn figures_of_a_data_set() {
 fn pixel_auroc_is_that_of_all_pixels() {
     let e = evaluate(plate_model(), plates(), &["--json"]).json();
     let (set, model) = (Dataset::open(plates()).unwrap(), Model::load(plate_model()).unwrap());
-    let mut backbone = line::arm(&model, &Device::default(), false, true).unwrap();
+    let mut backbone = line::arm(&model, &Device::default(), false, Hint::Throughput).unwrap();
     let files = set.samples.iter().map(|s| s.path.clone()).collect();
     let source = Source::Folder { path: set.dir.clone(), files };
     let stop = AtomicBool::new(false);

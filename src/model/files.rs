@@ -104,8 +104,8 @@ pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec
         let grid = m.view.grid(d.grid);
         let (h, w) = (grid.height as usize, grid.width as usize);
         if let Family::Ppca(p) = &m.family {
-            let bytes = p.basis.steps.iter().map(|s| s.cast_unsigned()).collect();
-            tensors.push((format!("{i}.basis"), Dtype::I8, vec![h, w, p.channels, RANK], bytes));
+            let bytes = p.basis.steps.iter().flat_map(|s| s.to_le_bytes()).collect();
+            tensors.push((format!("{i}.basis"), Dtype::I16, vec![h, w, p.channels, RANK], bytes));
         }
         let mut put = |name: &str, shape: Vec<usize>, values: &[f32]| {
             tensors.push((format!("{i}.{name}"), Dtype::F32, shape, floats(values)));
@@ -158,13 +158,14 @@ pub(super) fn parse_normality(
         let t = tensor(name, Dtype::F32, rank)?;
         Ok(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    // packages of before the 8-bit directions have them in f32
+    // packages of before the 16-bit directions have them in f32
     let basis = |i: usize| -> Result<Basis> {
         let name = format!("{i}.basis");
         if tensors.tensor(&name).is_ok_and(|t| t.dtype() == Dtype::F32) {
             return Ok(Basis::quantised(&read(&name, 4)?, channels));
         }
-        let steps = tensor(&name, Dtype::I8, 4)?.data().iter().map(|b| b.cast_signed()).collect();
+        let bytes = tensor(&name, Dtype::I16, 4)?.data();
+        let steps = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
         Ok(Basis { steps, scale: read(&format!("{i}.basis_scale"), 3)? })
     };
     let members = members
