@@ -1,8 +1,7 @@
 //! Registration by shift: what makes a position-wise detector see the same place at the same grid cell.
 //!
 //! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma against the median teach picture; the ROI is then cropped
-//! again by whole source pixels, so that nothing is interpolated. The peak is found to a fraction of a pixel, so a picture of
-//! half the model's size is large enough to measure in; the reference's transform is made once.
+//! again by whole source pixels, so that nothing is interpolated. The reference's transform is made once.
 
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
@@ -11,8 +10,6 @@ use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftPlanner};
 use std::sync::Arc;
 
-/// Pictures are halved before they are correlated while each side keeps at least this many pixels.
-const MIN_SIDE: u32 = 80;
 /// The peak's place is the centroid of so many pixels on each side of the highest.
 const PEAK_REACH: i64 = 2;
 
@@ -32,11 +29,7 @@ pub struct Reference {
 
 /// Finds the shift between a crop and the reference. Belongs to one thread.
 pub struct Registrar {
-    /// Of the pictures that come.
-    size: Size,
-    /// Of the pictures that are correlated: this many times smaller.
-    step: usize,
-    /// Across and down, Hann.
+    /// Across and down.
     windows: [Vec<f32>; 2],
     transform: Transform,
     /// The reference's spectrum.
@@ -57,13 +50,9 @@ pub struct Shift {
 impl Registrar {
     pub fn new(reference: &Reference) -> Result<Self> {
         let size = reference.size;
-        let even = size.width.is_multiple_of(4) && size.height.is_multiple_of(4);
-        let step = if even && size.width.min(size.height) >= 2 * MIN_SIDE { 2 } else { 1 };
-        let (w, h) = (size.width as usize / step, size.height as usize / step);
+        let (w, h) = (size.width as usize, size.height as usize);
         let mut this = Registrar {
-            size,
-            step,
-            windows: [hann(w), hann(h)],
+            windows: [window(w), window(h)],
             transform: Transform::new(w, h),
             reference: Vec::new(),
             spectrum: Vec::new(),
@@ -95,28 +84,15 @@ impl Registrar {
         }
         // the second half of the correlation is shifts to the left and up
         let signed = |p: i64, n: usize| (if 2 * p >= n as i64 { p - n as i64 } else { p }) as f64;
-        let centre =
-            |p: i64, n: usize, moment: f64| (signed(p, n) + moment / sum.max(f64::MIN_POSITIVE)) * self.step as f64;
+        let centre = |p: i64, n: usize, moment: f64| signed(p, n) + moment / sum.max(f64::MIN_POSITIVE);
         Ok(Shift { dx: centre(px, w, sx), dy: centre(py, h, sy), response: sum / (w * h) as f64 })
     }
 
     /// The spectrum of a picture, centred and windowed.
     fn load(&mut self, luma: &[u8]) -> Result<()> {
-        let (w, step, row) = (self.transform.width, self.step, self.size.width as usize);
+        let w = self.transform.width;
         self.picture.clear();
-        let share = 1.0 / (step * step) as f32;
-        for lines in luma.chunks_exact(row * step) {
-            match step {
-                1 => self.picture.extend(lines.iter().map(|&v| f32::from(v))),
-                _ => {
-                    let (upper, lower) = lines.split_at(row);
-                    let pairs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
-                    self.picture.extend(pairs.map(|(a, b)| {
-                        share * f32::from(u16::from(a[0]) + u16::from(a[1]) + u16::from(b[0]) + u16::from(b[1]))
-                    }));
-                }
-            }
-        }
+        self.picture.extend(luma.iter().map(|&v| f32::from(v)));
         let mean = self.picture.iter().sum::<f32>() / self.picture.len().max(1) as f32;
         for (line, down) in self.picture.chunks_exact_mut(w).zip(&self.windows[1]) {
             line.iter_mut().zip(&self.windows[0]).for_each(|(p, across)| *p = (*p - mean) * across * down);
@@ -125,10 +101,10 @@ impl Registrar {
     }
 }
 
-/// A Hann window of `n` values.
-fn hann(n: usize) -> Vec<f32> {
+/// The root of a Hann window of `n` values: what is near the edge still counts, and what leaves there makes no jump.
+fn window(n: usize) -> Vec<f32> {
     let step = std::f64::consts::TAU / (n.max(2) - 1) as f64;
-    (0..n).map(|i| (0.5 * (1.0 - (i as f64 * step).cos())) as f32).collect()
+    (0..n).map(|i| (0.5 * (1.0 - (i as f64 * step).cos())).sqrt() as f32).collect()
 }
 
 /// Fourier transforms of pictures of one size. Spectra are `[column][row]`, not scaled.
@@ -253,10 +229,10 @@ mod tests {
         assert!(s.response > 0.3, "{s:?}");
     }
 
-    /// Large pictures are halved, and the shift is found to a quarter of one of their pixels all the same; of large shifts the
-    /// window cuts a part, which the second measurement after the crop has moved makes good.
+    /// Small shifts are found to a quarter of a pixel; of large ones the window cuts a part, which the second measurement after
+    /// the crop has moved makes good.
     #[test]
-    fn halved_pictures_are_measured_as_exactly() {
+    fn shifts_are_found_to_a_fraction_of_a_pixel() {
         let size = Size { width: 256, height: 192 };
         let blob = |cx: f64, cy: f64| -> Vec<u8> {
             let at = |i: u32| (f64::from(i % size.width), f64::from(i / size.width));
