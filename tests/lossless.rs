@@ -275,6 +275,13 @@ fn soak() {
 fn a_line_at_60_fps_grows_nothing() {
     const FPS: u64 = 60;
     const PICTURES: u64 = 20;
+    /// What a process takes; `at` in minutes.
+    struct Sample {
+        at: f64,
+        mb: f64,
+        descriptors: usize,
+        threads: usize,
+    }
     let Some(minutes) = std::env::var("LINESIGHT_SOAK").ok().and_then(|text| text.parse::<f64>().ok()) else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut good: Vec<_> = std::fs::read_dir(good_stills()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -301,7 +308,8 @@ fn a_line_at_60_fps_grows_nothing() {
     let mut samples = Vec::new();
     while started.elapsed().as_secs_f64() < minutes * 60.0 {
         let (kb, descriptors, threads) = footprint(plant.pid());
-        samples.push((started.elapsed().as_secs_f64() / 60.0, kb as f64 / 1024.0, descriptors, threads));
+        let at = started.elapsed().as_secs_f64() / 60.0;
+        samples.push(Sample { at, mb: kb as f64 / 1024.0, descriptors, threads });
         std::thread::sleep(Duration::from_secs(2));
     }
     let (report, code) = plant.stop();
@@ -311,13 +319,12 @@ fn a_line_at_60_fps_grows_nothing() {
     let (report, code) = plant.end();
     assert_eq!((code, report["waiting"].as_u64()), (Some(0), Some(0)), "{report:#}\n{}", plant.log());
     let n = samples.len() as f64;
-    let mean = |of: &dyn Fn(&(f64, f64, usize, usize)) -> f64| samples.iter().map(of).sum::<f64>() / n;
-    let (at, mb) = (mean(&|s| s.0), mean(&|s| s.1));
-    let slope = mean(&|s| (s.0 - at) * (s.1 - mb)) / mean(&|s| (s.0 - at).powi(2)).max(f64::MIN_POSITIVE);
-    let range = |of: &dyn Fn(&(f64, f64, usize, usize)) -> usize| {
-        (samples.iter().map(of).min().unwrap(), samples.iter().map(of).max().unwrap())
-    };
-    let (descriptors, threads) = (range(&|s| s.2), range(&|s| s.3));
+    let mean = |of: &dyn Fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / n;
+    let (at, mb) = (mean(&|s| s.at), mean(&|s| s.mb));
+    let slope = mean(&|s| (s.at - at) * (s.mb - mb)) / mean(&|s| (s.at - at).powi(2)).max(f64::MIN_POSITIVE);
+    let range =
+        |of: &dyn Fn(&Sample) -> usize| (samples.iter().map(of).min().unwrap(), samples.iter().map(of).max().unwrap());
+    let (descriptors, threads) = (range(&|s| s.descriptors), range(&|s| s.threads));
     let count = |what: &str| plant.count(&format!("SELECT count(*) FROM ledger WHERE line = 'a' AND {what}"));
     let (parts, rejects, missed) = (count("part >= 0"), count("verdict = 'reject'"), count("verdict = 'missed'"));
     eprintln!(
