@@ -84,7 +84,11 @@ impl Registrar {
         }
         // the second half of the correlation is shifts to the left and up
         let signed = |p: i64, n: usize| (if 2 * p >= n as i64 { p - n as i64 } else { p }) as f64;
-        let centre = |p: i64, n: usize, moment: f64| signed(p, n) + moment / sum.max(f64::MIN_POSITIVE);
+        // pictures without structure have no peak, and rounding errors for a sum
+        let within = PEAK_REACH as f64;
+        let offset =
+            |moment: f64| if sum > f64::from(f32::EPSILON) { (moment / sum).clamp(-within, within) } else { 0.0 };
+        let centre = |p: i64, n: usize, moment: f64| signed(p, n) + offset(moment);
         Ok(Shift { dx: centre(px, w, sx), dy: centre(py, h, sy), response: sum / (w * h) as f64 })
     }
 
@@ -250,6 +254,18 @@ mod tests {
             let s = r.measure(&blob(128.0 + dx, 96.0 + dy)).unwrap();
             let most = 0.25 + 0.03 * f64::hypot(dx, dy);
             assert!((s.dx - dx).abs() < most && (s.dy - dy).abs() < most, "{dx} {dy}: {s:?}");
+        }
+    }
+
+    /// Found by a picture of one colour among good parts.
+    #[test]
+    fn a_picture_without_structure_lies_somewhere_in_itself() {
+        let size = Size { width: 128, height: 128 };
+        let reference = Reference { size, luma: picture(size, 0, 0), rgb: Vec::new(), mean: 0.0, deviation: 1.0 };
+        let mut r = Registrar::new(&reference).unwrap();
+        for level in [0u8, 119, 255] {
+            let s = r.measure(&vec![level; size.area()]).unwrap();
+            assert!(s.dx.abs() <= 66.0 && s.dy.abs() <= 66.0, "{level}: {s:?}");
         }
     }
 
