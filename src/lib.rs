@@ -36,6 +36,8 @@
 //! | [`model`] | the model package: manifest, checksums, files |
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | `lock` | one process per database or folder |
+//! | `resample` | planes of bytes at another size |
+//! | `hex` | checksums as text |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
 
@@ -49,6 +51,7 @@ pub mod error;
 pub mod evaluate;
 pub mod event;
 pub mod frame;
+mod hex;
 pub mod judge;
 pub mod line;
 mod lock;
@@ -57,6 +60,7 @@ pub mod observe;
 pub mod picture;
 pub mod plant;
 pub mod prepare;
+mod resample;
 pub mod respond;
 pub mod review;
 pub mod staging;

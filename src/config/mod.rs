@@ -15,6 +15,7 @@ use crate::capture::{CameraOptions, Source, Watchdog};
 use crate::deliver::{Bounds, REVIEW, Retention, Target};
 use crate::detect::{Device, Hint};
 use crate::error::{Context, Error, Result};
+use crate::hex::sha256;
 use crate::judge::debounce::Debounce;
 use crate::line::Overload;
 use crate::model::Trigger;
@@ -23,7 +24,6 @@ use crate::prepare::Roi;
 use crate::respond::MqttOptions;
 use place::{Step, Text, steps};
 use raw::{Raw, RawLine};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -240,10 +240,9 @@ impl Checker<'_> {
             lines.push(self.line(i, line)?);
         }
         let audit = self.audit(&raw.audit)?;
-        let sum = Sha256::digest(self.at.text.as_bytes());
         Ok(Config {
             file: self.at.file.to_owned(),
-            sha256: sum.iter().map(|b| format!("{b:02x}")).collect(),
+            sha256: sha256(self.at.text),
             keys: changes::keys(self.at.text),
             site: raw.site,
             database: raw.spool.database.as_deref().map(|p| self.path(p)),

@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 
-use super::chain::{CHECKPOINT, Checkpoint, Hash, INTERRUPTED, Interrupted, SALVAGED, Salvaged, hex, unhex};
+use super::chain::{CHECKPOINT, Checkpoint, Hash, INTERRUPTED, Interrupted, SALVAGED, Salvaged, unhex};
 use super::database::Sql;
 use super::ledger::Ledger;
 use crate::error::Result;
+use crate::hex::hex;
 
 /// What `verify` found on one line.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

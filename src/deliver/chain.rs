@@ -256,15 +256,6 @@ pub(super) fn unhex(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// Hex, as it stands in reports and checkpoints.
-pub(super) fn hex(hash: &[u8]) -> String {
-    use std::fmt::Write;
-    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, LedgerRow, Verdict};
+use crate::hex::hex;
 
 /// Bytes of a slot. A good part takes one, an anomaly a few.
 pub(super) const SLOT: usize = 512;
@@ -144,7 +145,7 @@ impl Journal {
         let plain: String = line.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
         let sum = Sha256::digest(line.as_bytes());
         let mut name = database.as_os_str().to_owned();
-        name.push(format!(".{plain}-{}.journal", super::chain::hex(&sum[..4])));
+        name.push(format!(".{plain}-{}.journal", hex(&sum[..4])));
         PathBuf::from(name)
     }
 

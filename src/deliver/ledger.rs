@@ -12,10 +12,11 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params_from_iter};
 use serde::Serialize;
 
-use super::chain::{Hash, Stored, hex, nanos, timestamp};
+use super::chain::{Hash, Stored, nanos, timestamp};
 use super::database::Sql;
 use super::schema::{MIGRATIONS, connect, recognise};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 
 /// The columns that [`stored`] reads, in its order, and those that come later.
 pub(super) const COLUMNS: &str =

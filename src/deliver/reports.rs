@@ -20,13 +20,14 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::chain::{Hash, hex, nanos, timestamp, whole};
+use super::chain::{Hash, nanos, timestamp, whole};
 use super::database::{Chains, Database, Reader, Sql};
 use super::target::{Answer, Review};
 use super::uploader::{delay, later, random};
 use super::writer::{Settle, SettleReport};
 use super::{Limits, Shared, add};
 use crate::event::{LineReport, ReportRow, Verdict};
+use crate::hex::hex;
 
 /// Ledger rows in one report; the rest is in the next.
 const ROWS_MOST: usize = 5000;

@@ -9,8 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
-use super::chain::{CHECKPOINT, Checkpoint, Hash, Stored, hex, nanos, whole};
+use super::chain::{CHECKPOINT, Checkpoint, Hash, Stored, nanos, whole};
 use super::database::{Chains, Database, Sql};
+use crate::hex::hex;
 
 /// Rows that go in one step.
 const STEP: i64 = 1000;

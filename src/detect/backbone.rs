@@ -10,6 +10,7 @@
 use crate::detect::cache::Cache;
 use crate::detect::runtime;
 use crate::error::{Context, Error, Result};
+use crate::hex::hex;
 use crate::prepare::shrink::Size;
 use openvino::{CompiledModel, DeviceType, ElementType, InferRequest, PropertyKey, RwPropertyKey, Shape, Tensor};
 use serde::{Deserialize, Serialize};
@@ -266,7 +267,7 @@ impl Options {
         hash.update(format!("{width}x{height} {device} {} {}", self.precision.as_str(), self.hint.as_str()));
         // a processor of another kind runs other code, another runtime has another format
         hash.update(runtime::identity()?);
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 }
 
@@ -314,7 +315,7 @@ pub fn checksum(id: &str, precision: Precision) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(xml);
     hash.update(bin);
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 /// Width and height of the feature grid of an input.

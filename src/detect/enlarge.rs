@@ -9,7 +9,7 @@
 //!    repeating the edge pixel, kernel cut at 4 sigma and summing to 1), as OpenCV's `resize` and `GaussianBlur` do it on f32
 //!    (test `equals_resize_and_gaussian_blur`).
 
-use crate::prepare::shrink::Size;
+use crate::prepare::shrink::{Size, reflect};
 use std::ops::Range;
 
 /// Enlarges and smooths grids of one size to maps of one size; keeps its scratch memory.
@@ -95,21 +95,12 @@ fn operator(from: usize, to: usize, sigma: f32) -> Vec<Vec<f64>> {
         .map(|i| {
             let mut row = vec![0.0; from];
             for k in -reach..=reach {
-                let source = &enlarged[reflected(i + k, to as i64)];
+                let source = &enlarged[reflect(i + k, to)];
                 row.iter_mut().zip(source).for_each(|(r, s)| *r += weight(k) / sum * s);
             }
             row
         })
         .collect()
-}
-
-/// Index of the pixel that stands for `i` beyond the edges of `n` pixels.
-fn reflected(i: i64, n: i64) -> usize {
-    if n == 1 {
-        return 0;
-    }
-    let i = i.rem_euclid(2 * (n - 1));
-    (if i < n { i } else { 2 * (n - 1) - i }) as usize
 }
 
 fn band(row: &[f64]) -> Band {

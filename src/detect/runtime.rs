@@ -95,14 +95,19 @@ pub fn core() -> Result<MutexGuard<'static, openvino::Core>> {
 const NODES: [&str; 3] = ["/dev/dri", "/dev/accel", "/dev/dxg"];
 
 /// What a compiled network depends on besides itself: the runtime's file and the processor.
-pub fn identity() -> Result<String> {
+pub fn identity() -> Result<&'static str> {
+    static KNOWN: OnceLock<String> = OnceLock::new();
     let library = load()?;
+    Ok(KNOWN.get_or_init(|| identity_with(library)))
+}
+
+fn identity_with(library: &Path) -> String {
     let size = std::fs::metadata(library).map(|m| m.len()).unwrap_or_default();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let told = |line: &&str| ["model", "vendor", "stepping", "flags"].iter().any(|k| line.starts_with(k));
     // one processor stands for all
     let cpu: Vec<&str> = cpu.split("\n\n").next().unwrap_or_default().lines().filter(told).collect();
-    Ok(format!("{} {size} {}", library.display(), cpu.join(" ")))
+    format!("{} {size} {}", library.display(), cpu.join(" "))
 }
 
 /// Names of this machine's devices, for example CPU, GPU.0, NPU.

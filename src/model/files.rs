@@ -4,19 +4,15 @@ use crate::detect::head::{Detector, Family, Member, Term, View};
 use crate::detect::patchcore::Bank;
 use crate::detect::ppca::{Basis, Ppca, RANK};
 use crate::error::{Context, Error, Result};
+use crate::hex::sha256;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::Size;
 use image::ImageEncoder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// A package being read: every file is checked against the manifest's checksum.
 pub(super) struct Package<'a> {

@@ -12,6 +12,7 @@ pub(crate) mod mask;
 use crate::detect::{Detector, Precision, backbone, head};
 use crate::error::{Context, Error, Result};
 use crate::event::ModelId;
+use crate::hex::sha256;
 use crate::judge::Calibration;
 use crate::picture;
 use crate::prepare::light::Light;
@@ -249,7 +250,7 @@ impl Model {
         let staging = Staging::new(dir, MANIFEST)?;
         let mut sums = BTreeMap::new();
         let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
-            sums.insert(name.to_owned(), files::sha256(bytes));
+            sums.insert(name.to_owned(), sha256(bytes));
             staging.write(name, bytes)
         };
         put(NORMALITY, &files::normality_bytes(&self.detector, &self.preparation.reference)?)?;
@@ -303,7 +304,7 @@ impl Model {
             files: sums,
         };
         let text = toml::to_string_pretty(&manifest).failed(|| "model.toml cannot be written")?;
-        self.sha256 = files::sha256(text.as_bytes());
+        self.sha256 = sha256(text.as_bytes());
         staging.write(MANIFEST, text.as_bytes())?;
         staging.publish()
     }
@@ -435,7 +436,7 @@ impl Model {
             mask,
             mm_per_pixel: m.mm_per_pixel,
             reference,
-            sha256: files::sha256(text.as_bytes()),
+            sha256: sha256(text.as_bytes()),
         })
     }
 }

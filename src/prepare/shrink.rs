@@ -8,7 +8,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::frame::{Frame, PixelFormat, Plane};
-use fast_image_resize as fr;
+use crate::resample::{Axis, Resampler, Source};
 use serde::{Deserialize, Serialize};
 
 /// Width and height of a network input or of any small picture, in pixels.
@@ -54,22 +54,16 @@ impl Crop {
 pub const KERNEL: &str = "triangle";
 
 /// Resizes crops of frames; see the module's documentation.
+#[derive(Default)]
 pub struct Shrinker {
-    resizer: fr::Resizer,
+    resampler: Resampler,
     inner: Vec<u8>,
-    repacked: Vec<u8>,
     yuv: Vec<u8>,
-}
-
-impl Default for Shrinker {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Shrinker {
     pub fn new() -> Self {
-        Shrinker { resizer: fr::Resizer::new(), inner: Vec::new(), repacked: Vec::new(), yuv: Vec::new() }
+        Self::default()
     }
 
     /// The crop's luma at `size`, into `out` (`size.area()` bytes). RGB frames give (2R + 5G + B) / 8.
@@ -206,9 +200,9 @@ impl Shrinker {
         self.resize(plane, [x, y, w, h], part, &mut inner)?;
         let (n, pitch) = (plane.channels, part.width as usize * plane.channels);
         for (oy, line) in out.chunks_exact_mut(ow * n).enumerate() {
-            let from = &inner[reflect(oy, &rows) * pitch..][..pitch];
+            let from = &inner[reflect(oy as i64 - rows.start as i64, rows.len()) * pitch..][..pitch];
             for (ox, pixel) in line.chunks_exact_mut(n).enumerate() {
-                pixel.copy_from_slice(&from[reflect(ox, &cols) * n..][..n]);
+                pixel.copy_from_slice(&from[reflect(ox as i64 - cols.start as i64, cols.len()) * n..][..n]);
             }
         }
         self.inner = inner;
@@ -216,41 +210,16 @@ impl Shrinker {
     }
 
     fn resize(&mut self, plane: &Plane<'_>, crop: [f64; 4], size: Size, out: &mut [u8]) -> Result<()> {
-        let pixel = match plane.channels {
-            1 => fr::PixelType::U8,
-            2 => fr::PixelType::U8x2,
-            _ => fr::PixelType::U8x3,
-        };
         let row = plane.width * plane.channels;
-        let padded = plane.stride != row;
-        // a resizer's taps reach beyond the crop: padding bytes must not be among what they find at the right edge
-        let repack = padded
-            && (!plane.stride.is_multiple_of(plane.channels)
-                || plane.data.len() < plane.stride * plane.height
-                || crop[0] + crop[2] > plane.width as f64 - 8.0);
-        let mut packed = std::mem::take(&mut self.repacked);
-        let (data, width) = if repack {
-            packed.clear();
-            for y in 0..plane.height {
-                packed.extend_from_slice(&plane.data[y * plane.stride..][..row]);
-            }
-            (packed.as_slice(), plane.width)
-        } else {
-            (&plane.data[..plane.stride * plane.height], plane.stride / plane.channels)
-        };
-        let options = fr::ResizeOptions::new()
-            .resize_alg(fr::ResizeAlg::Convolution(fr::FilterType::Bilinear))
-            .crop(crop[0], crop[1], crop[2], crop[3])
-            .use_alpha(false);
-        let done = fr::images::ImageRef::new(width as u32, plane.height as u32, data, pixel)
-            .failed(|| "a plane does not have the size it declares")
-            .and_then(|from| {
-                let mut to = fr::images::Image::from_slice_u8(size.width, size.height, out, pixel)
-                    .failed(|| "the output does not have the size of the model's input")?;
-                self.resizer.resize(&from, &mut to, &options).failed(|| "a plane cannot be resized")
-            });
-        self.repacked = packed;
-        done
+        if plane.stride < row || plane.data.len() < plane.stride * (plane.height - 1) + row {
+            return Err(Error::failed("a plane does not have the size it declares"));
+        }
+        let [x, y, w, h] = crop;
+        let source = Source { data: plane.data, stride: plane.stride, channels: plane.channels };
+        let across = Axis { start: x, length: w, limit: plane.width, n: size.width as usize };
+        let down = Axis { start: y, length: h, limit: plane.height, n: size.height as usize };
+        self.resampler.resample(source, across, down, out);
+        Ok(())
     }
 }
 
@@ -280,13 +249,13 @@ fn inside(at: f64, length: f64, n: usize, limit: usize) -> Option<(std::ops::Ran
     Some((first..last, start, length))
 }
 
-/// Index inside `range` (counted from its start) that reflects output pixel `i`, without repeating the edge pixel.
-fn reflect(i: usize, range: &std::ops::Range<usize>) -> usize {
-    let n = range.len() as i64;
+/// Index of the pixel that stands for `i` beyond the ends of `n` pixels: reflection without repeating the edge pixel.
+pub fn reflect(i: i64, n: usize) -> usize {
     if n == 1 {
         return 0;
     }
-    let i = (i as i64 - range.start as i64).rem_euclid(2 * (n - 1));
+    let n = n as i64;
+    let i = i.rem_euclid(2 * (n - 1));
     (if i < n { i } else { 2 * (n - 1) - i }) as usize
 }
 

@@ -27,9 +27,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
-use fast_image_resize as fr;
 use image::{DynamicImage, ImageDecoder, ImageFormat, Limits};
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -40,6 +38,8 @@ use super::show;
 use super::store::{Anomaly, ObjectName, Store};
 use super::upload::MAX_SIDE;
 use crate::error::{Context, Result};
+use crate::hex::sha256;
+use crate::resample::{Axis, Resampler, Source};
 
 /// Width by height of the place that a card shows, where the picture allows it.
 pub const CARD_ASPECT: f64 = 4.0 / 3.0;
@@ -135,8 +135,7 @@ pub fn routes(thumbs: Thumbs) -> Router<App> {
             let id = Uuid::try_parse(&id)
                 .map_err(|_| Problem::bad_request(format!("{id:?} is not the id of an anomaly")))?;
             let bytes = thumbs.get(&app, id, thumb).await?;
-            let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-            Ok::<Response, Problem>(immutable(&headers, &sha256, thumb.content_type(), bytes))
+            Ok::<Response, Problem>(immutable(&headers, &sha256(&bytes), thumb.content_type(), bytes))
         };
         routes = routes.route(&format!("{ANOMALIES}/{{id}}/{}", thumb.file_name()), get(serve));
     }
@@ -345,21 +344,27 @@ fn small(anomaly: &Anomaly, source: DynamicImage, thumb: Thumb) -> Result<Vec<u8
     let (most_w, most_h) = thumb.most();
     // never enlarged: the browser does that as well
     let scale = (f64::from(most_w) / width).min(f64::from(most_h) / height).min(1.0);
-    let (w, h) = (((width * scale).round() as u32).max(1), ((height * scale).round() as u32).max(1));
+    let (w, h) = (((width * scale).round() as usize).max(1), ((height * scale).round() as usize).max(1));
 
-    let (source_w, source_h) = (source.width(), source.height());
-    let (pixels, kind) = if thumb.is_heat() {
-        (source.into_rgba8().into_raw(), fr::PixelType::U8x4)
-    } else {
-        (source.into_rgb8().into_raw(), fr::PixelType::U8x3)
-    };
-    let filter = if thumb.is_heat() { fr::FilterType::Bilinear } else { fr::FilterType::Lanczos3 };
-    let options =
-        fr::ResizeOptions::new().resize_alg(fr::ResizeAlg::Convolution(filter)).crop(left, top, width, height);
-    let from = fr::images::ImageRef::new(source_w, source_h, &pixels, kind).failed(cannot)?;
-    let mut to = fr::images::Image::new(w, h, kind);
-    fr::Resizer::new().resize(&from, &mut to, &options).failed(cannot)?;
-    let pixels = to.into_vec();
+    let (source_w, source_h) = (source.width() as usize, source.height() as usize);
+    let (mut data, channels) =
+        if thumb.is_heat() { (source.into_rgba8().into_raw(), 4) } else { (source.into_rgb8().into_raw(), 3) };
+    // colours weigh as much as they cover, so that what is clear leaves no seam
+    if thumb.is_heat() {
+        for [colour @ .., alpha] in data.as_chunks_mut::<4>().0 {
+            colour.iter_mut().for_each(|c| *c = (u32::from(*c) * u32::from(*alpha) / 255) as u8);
+        }
+    }
+    let across = Axis { start: left, length: width, limit: source_w, n: w };
+    let down = Axis { start: top, length: height, limit: source_h, n: h };
+    let mut pixels = vec![0; w * h * channels];
+    let source = Source { data: &data, stride: source_w * channels, channels };
+    Resampler::default().resample(source, across, down, &mut pixels);
+    if thumb.is_heat() {
+        for [colour @ .., alpha] in pixels.as_chunks_mut::<4>().0 {
+            colour.iter_mut().for_each(|c| *c = (u32::from(*c) * 255 / u32::from(*alpha).max(1)).min(255) as u8);
+        }
+    }
 
     let mut out = Vec::new();
     if thumb.is_heat() {
@@ -377,8 +382,8 @@ fn small(anomaly: &Anomaly, source: DynamicImage, thumb: Thumb) -> Result<Vec<u8
 fn paletted_png(
     out: &mut Vec<u8>,
     rgba: &[u8],
-    width: u32,
-    height: u32,
+    width: usize,
+    height: usize,
 ) -> std::result::Result<(), png::EncodingError> {
     let mut bits = 0;
     let (palette, indices) = loop {
@@ -403,7 +408,7 @@ fn paletted_png(
         }
         bits += 1; // ends: with 7 there are 16 colours
     };
-    let mut encoder = png::Encoder::new(out, width, height);
+    let mut encoder = png::Encoder::new(out, width as u32, height as u32);
     encoder.set_color(png::ColorType::Indexed);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_palette(palette.iter().flat_map(|c| [c[0], c[1], c[2]]).collect::<Vec<u8>>());

@@ -23,13 +23,14 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use uuid::Uuid;
 
 use super::Pictures;
-use super::chain::{CHECKPOINT, Hash, Hole, INTERRUPTED, SALVAGED, Salvaged, Stored, hex, nanos, timestamp, whole};
+use super::chain::{CHECKPOINT, Hash, Hole, INTERRUPTED, SALVAGED, Salvaged, Stored, nanos, timestamp, whole};
 use super::database::{Chains, Sql, Tail, ahead};
 use super::journal::{self, Journal};
 use super::pages::{Pages, Row};
 use super::picture;
 use super::spool::{NOBODY, event_sum, picture_sum, write_sums};
 use crate::event::Event;
+use crate::hex::hex;
 use item::{Again, Debt, Item, row_of};
 pub use report::{Hurt, Kept, LineSalvage, Report};
 use walk::{Pass, missing};

@@ -6,12 +6,12 @@ use rusqlite::{Connection, params};
 
 use super::super::audit::{Numbers, lost_windows, outside, windows};
 use super::super::chain::{
-    CHECKPOINT, Checkpoint, Hash, Hole, INTERRUPTED, Interrupted, Missing, SALVAGED, Salvaged, Stored, hex, unhex,
-    whole,
+    CHECKPOINT, Checkpoint, Hash, Hole, INTERRUPTED, Interrupted, Missing, SALVAGED, Salvaged, Stored, unhex, whole,
 };
 use super::super::database::{Chains, Sql, Tail};
 use super::super::ledger::{COLUMNS, stored};
 use super::item::Again;
+use crate::hex::hex;
 
 /// A line's chain as it was brought over.
 #[derive(Debug, Default)]

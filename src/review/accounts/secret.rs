@@ -12,10 +12,10 @@ use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, Salt
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sha2::{Digest, Sha256};
 
 use super::LOCAL;
 use crate::error::{Context, Error, Result};
+use crate::hex::sha256;
 
 /// Memory and passes of argon2id, one lane: the first choice of OWASP's Password Storage Cheat Sheet.
 pub const MEMORY_KIB: u32 = 19 * 1024;
@@ -59,7 +59,7 @@ pub fn token() -> Result<String> {
 
 /// A token as it may be kept: 256 random bits need no salt and no slow hash.
 pub fn digest(token: &str) -> String {
-    Sha256::digest(token).iter().map(|b| format!("{b:02x}")).collect()
+    sha256(token)
 }
 
 /// Refuses a password that is too short, too long or the name.

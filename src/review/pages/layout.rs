@@ -13,8 +13,8 @@ use axum::extract::Path;
 use axum::http::HeaderMap;
 use axum::response::{Html, IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
-use sha2::{Digest, Sha256};
 
+use crate::hex::sha256;
 use crate::review::accounts::{LOCAL, Role, Who};
 use crate::review::api;
 use crate::review::problem::Problem;
@@ -36,7 +36,7 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
             Some((_, "js")) => "text/javascript; charset=utf-8",
             _ => "image/svg+xml",
         };
-        let sha256 = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = sha256(text);
         Asset { name, content_type, text, sha256 }
     };
     macro_rules! files {

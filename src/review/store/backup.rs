@@ -19,11 +19,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::schema::MIGRATIONS;
-use super::sqlite::{BUSY, DATABASE, hex, object_dir, sync_dir};
+use super::sqlite::{BUSY, DATABASE, object_dir, sync_dir};
 use crate::error::{Context, Error, Result};
 
 /// Name of the database until all else is there.
@@ -198,7 +197,7 @@ fn bring(from: &Path, target: &Path, size: u64, sha256: &str) -> Result<Brought>
     };
     let mut bytes = Vec::new();
     source.read_to_end(&mut bytes).failed(cannot)?;
-    if hex(&Sha256::digest(&bytes)) != sha256 {
+    if crate::hex::sha256(&bytes) != sha256 {
         return Err(Error::failed(format!("\"{}\" is not what was stored: its SHA-256 differs", from.display()))
             .hint("the disk has changed it: bring it back from an older backup"));
     }

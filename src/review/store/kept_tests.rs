@@ -136,7 +136,6 @@ fn a_crash_between_rows_and_files_is_finished() {
 }
 
 fn assert_whole(dir: &Path) -> Vec<Uuid> {
-    use sha2::{Digest, Sha256};
     let store = open(dir);
     let mut found = Vec::new();
     let mut start = None;
@@ -145,7 +144,7 @@ fn assert_whole(dir: &Path) -> Vec<Uuid> {
         for a in &page.items {
             for name in [ObjectName::Frame, ObjectName::Heatmap] {
                 let object = store.object(a.event.id, name).unwrap().unwrap();
-                assert_eq!(sqlite::hex(&Sha256::digest(&object.bytes)), object.sha256);
+                assert_eq!(crate::hex::sha256(&object.bytes), object.sha256);
             }
             found.push(a.event.id);
         }

@@ -28,7 +28,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::remember::Remembered;
@@ -42,6 +41,7 @@ use super::{
 };
 use crate::error::{Context, Error, Result};
 use crate::event::LineReport;
+use crate::hex::sha256;
 use crate::lock::FileLock;
 use crate::review::reports::{self, Calibration, Keep, LineNow};
 
@@ -193,7 +193,7 @@ impl Store for SqliteStore {
             return Ok(Inserted::Existing);
         }
         let staged = self.stage(new)?;
-        let sums: Vec<_> = new.objects.iter().map(|(n, b)| (n.file_name(), b.len(), hex(&Sha256::digest(b)))).collect();
+        let sums: Vec<_> = new.objects.iter().map(|(n, b)| (n.file_name(), b.len(), sha256(b))).collect();
 
         let mut writer = self.writer();
         let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate).failed(cannot)?;
@@ -418,14 +418,6 @@ pub(super) fn exists(db: &Connection, id: Uuid) -> rusqlite::Result<bool> {
 
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).failed(|| format!("cannot sync the folder \"{}\"", dir.display()))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
-        text
-    })
 }
 
 /// A poisoned lock is taken all the same: a transaction that was not committed has been rolled back.
