@@ -31,9 +31,10 @@ test: setup .venv/stamp ## run all tests
 	.venv/bin/python models/make_backbones.py check
 	cargo test $(CARGO_FLAGS)
 
-# The pages in a real browser, fed by the debug binary. What they look like is left in target/ui.
+# The pages in a real browser, fed by the debug binary, which is built as for the tests: with the same features nothing is built
+# twice. What the pages look like is left in target/ui.
 test-ui: setup tests/ui/node_modules/stamp ## try the review pages in a browser
-	cargo build $(CARGO_FLAGS)
+	cargo test --no-run $(CARGO_FLAGS) --test review_pages
 	PATH="$(CURDIR)/.venv-ui/bin:$$PATH" node --test --test-reporter=spec tests/ui/review.test.js
 
 fault: setup ## run the fault tests with their full counts (an hour and more)

@@ -199,7 +199,7 @@ test("accounts are made, used and looked at", { timeout: 900_000 }, async (t) =>
     await accounts.getByLabel("Name").fill("night-shift");
     await accounts.getByLabel("Password").fill("another horse, another battery");
     await accounts.getByRole("button").click();
-    await page.getByRole("cell", { name: "night-shift" }).waitFor();
+    await page.getByRole("rowheader", { name: "night-shift" }).waitFor();
     const tokens = page.locator("form[action='/admin/token/add']");
     await tokens.getByLabel("Name").fill("press-line");
     await tokens.getByRole("button").click();

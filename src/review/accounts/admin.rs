@@ -74,7 +74,10 @@ async fn show_overview(who: &Who, app: &App, desk: &Desk, told: Markup) -> Resul
         @if !tokens.is_empty() { (token_table(&tokens, now)) }
         h3 { "New token" }
         form .form method="post" action="/admin/token/add" {
-            (field("name", "Name, such as the line's", "text", "off", ""))
+            p {
+                label for="token-name" { "Name, such as the line's" }
+                input #token-name name="name" type="text" autocomplete="off" required;
+            }
             (select("scope", "Scope", &words(Scope::ALL.map(Scope::as_str)), "upload"))
             p {
                 label for="days" { "Days it holds; empty: until it is revoked" }
