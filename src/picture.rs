@@ -173,7 +173,7 @@ fn convert(change: Change, luma: &mut [u8], cb: &mut [u8], cr: &mut [u8]) {
     let Change { black, matrix: [to_y, to_cb, to_cr] } = change;
     for ((y, u), v) in luma.iter_mut().zip(cb).zip(cr) {
         let (a, b, c) = (f32::from(*y) - black, f32::from(*u) - 128.0, f32::from(*v) - 128.0);
-        let sum = |m: [f32; 3], grey: f32| (m[0] * a + m[1] * b + m[2] * c + grey + 0.5) as u8;
+        let sum = |m: [f32; 3], grey: f32| ((m[0] * a + m[1] * b + m[2] * c + grey + 0.5) as i32).clamp(0, 255) as u8;
         (*y, *u, *v) = (sum(to_y, 0.0), sum(to_cb, 128.0), sum(to_cr, 128.0));
     }
 }

@@ -122,6 +122,7 @@ impl Pipeline {
         sink.set_caps(Some(
             &gst::Caps::builder("video/x-raw").field("format", gst::List::new(PixelFormat::GST_NAMES)).build(),
         ));
+        take_padded_frames(&sink);
         sink.set_sync(sync);
         if is_users {
             // nothing drops unseen, and nothing grows
@@ -519,6 +520,19 @@ fn prepare_rtp(element: &gst::Element, packets: &Arc<Packets>) {
             _ => {}
         }
         gst::PadProbeReturn::Ok
+    });
+}
+
+/// Tells what is before the sink that frames may have padding and any place of their planes, which [`crate::frame`] reads. An
+/// appsink says nothing of the kind, and then libav's decoders copy each frame that they have decoded.
+fn take_padded_frames(sink: &gst_app::AppSink) {
+    let Some(pad) = sink.static_pad("sink") else { return };
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| match info.query_mut().map(|q| q.view_mut()) {
+        Some(gst::QueryViewMut::Allocation(query)) => {
+            query.add_allocation_meta::<gst_video::VideoMeta>(None);
+            gst::PadProbeReturn::Handled
+        }
+        _ => gst::PadProbeReturn::Ok,
     });
 }
 

@@ -27,6 +27,8 @@ const SURROUNDINGS: f64 = 0.125;
 const COARSE: u32 = 4;
 /// Contrast that is taken for none, grey levels: calm places are not blown up to noise.
 const FLAT: f32 = 4.0;
+/// The most that contrast is raised to match the reference's. With it all sums of 65536ths fit 32 bits.
+const MOST_GAIN: f32 = 64.0;
 /// What local statistics are brought to.
 const MEAN: f32 = 127.0;
 const DEVIATION: f32 = 40.0;
@@ -54,9 +56,12 @@ pub fn match_light(rgb: &mut [u8], reference: &Reference) {
 
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn move_levels(rgb: &mut [u8], from: f32, gain: f32, to: f32) {
+    // in 65536ths, because casts from f32 to u8 are slow; more gain would only turn a blank picture into noise
+    let gain = gain.clamp(0.0, MOST_GAIN);
+    let offset = ((to - from * gain + 0.5) * 65536.0) as i32;
+    let gain = (gain * 65536.0) as i32;
     for v in rgb {
-        // half added and cut off: rounds what is not negative, and casts saturate
-        *v = ((f32::from(*v) - from) * gain + to + 0.5) as u8;
+        *v = ((i32::from(*v) * gain + offset) >> 16).clamp(0, 255) as u8;
     }
 }
 
@@ -149,7 +154,7 @@ fn change(rgb: &mut [u8], gain: &[f32], offset: &[f32]) {
     for ((p, g), o) in pixels.iter_mut().zip(gain).zip(offset) {
         // half added and cut off: rounds what is not negative, and casts saturate
         for c in p {
-            *c = (f32::from(*c) * g + o + 0.5) as u8;
+            *c = ((f32::from(*c) * g + o + 0.5) as i32).clamp(0, 255) as u8;
         }
     }
 }
