@@ -102,7 +102,8 @@ function note(text, { key = null, kind = "", stays = false, action = null } = {}
 function keyOf(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return null;
   const at = event.target;
-  if (at instanceof HTMLElement && (at.isContentEditable || at.closest("textarea, select, dialog"))) return null;
+  // a dialog that was just closed keeps the focus until the next frame is drawn
+  if (at instanceof HTMLElement && (at.isContentEditable || at.closest("textarea, select, dialog[open]"))) return null;
   if (at instanceof HTMLInputElement && !["checkbox", "radio", "button"].includes(at.type)) return null;
   return event.key.length === 1 ? event.key.toLowerCase() : event.key;
 }
@@ -121,6 +122,12 @@ function setUpHelp() {
   help.addEventListener("click", () => keys.showModal());
   keys.addEventListener("click", (event) => {
     if (event.target === keys) keys.close();
+  });
+  // at once: what the browser does of itself may come after the next key
+  keys.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    keys.close();
   });
 }
 

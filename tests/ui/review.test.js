@@ -124,7 +124,11 @@ test("twenty anomalies arrive in an open page, are judged by keyboard alone, and
         expectTrouble(false);
         if (page.url().includes(id)) await page.goto(server.url).then(() => page.keyboard.press("j")).then(() => page.keyboard.press("Enter"));
       }
-      await page.waitForFunction((was) => document.getElementById("item")?.dataset.id !== was, id, { timeout: 20_000 });
+      await page.waitForFunction((was) => document.getElementById("item")?.dataset.id !== was, id, { timeout: 20_000 }).catch(async () => {
+        await shot(page, "stuck");
+        const focus = await page.evaluate(() => document.activeElement?.outerHTML.slice(0, 200));
+        assert.fail(`the ${n}th item, ${id}, stays after ${key}; the focus is in ${focus}`);
+      });
     }
     await page.getByText("All reviewed").waitFor({ timeout: 20_000 });
   });

@@ -14,6 +14,7 @@ const WELCOME = /first account: (http:\/\/\S+)/;
 const DEADLINE_MS = 300_000;
 
 export const work = mkdtempSync(join(tmpdir(), "linesight-ui-"));
+process.setMaxListeners(0); // each program that is started has one, for its end
 process.on("exit", () => rmSync(work, { recursive: true, force: true }));
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1)); // so that what was started ends, too
 mkdirSync(out, { recursive: true });

@@ -372,7 +372,7 @@ async fn audit(
         let (entries, next) = api::page_of(&desk, &query).await?;
         let body = html! {
             @if entries.is_empty() { p { "Nothing yet." } } @else { (audit_table(&entries)) }
-            nav .pager aria-label="Pages" {
+            nav .pager aria-label="Newer and older" {
                 @if query.before.is_some() { a .button href="/admin/audit" { "⇤ Newest" } }
                 @if let Some(next) = next { a .button rel="next" href={ "/admin/audit?before=" (next) } { "Older →" } }
             }
