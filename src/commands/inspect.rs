@@ -4,7 +4,7 @@ use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::deliver::{Config, Deliver, Drained, Endpoint, Target, Token};
-use crate::detect::{Backbone, Device, Hint};
+use crate::detect::{Backbone, Device, Hint, runtime};
 use crate::error::{Context, Error, Result};
 use crate::judge::truth::{Comparison, Truth};
 use crate::line::{self, Judged, Latency, Line, Stages, Totals};
@@ -188,7 +188,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     if let Some(out) = &a.out {
         staging::check_destination(out, RESULTS)?;
     }
-    let model = Model::load(&a.model)?;
+    let model = load(&a.model)?;
     let hint = Hint::for_source(a.realtime || source.is_live());
     let mut backbone = line::arm(&model, &a.device, a.allow_fallback, hint)?;
     let deliver = match &a.review {
@@ -242,6 +242,16 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         .hint("they wait for a person: `linesight spool list --dead` shows them, `linesight spool retry` sends them again")),
         _ => Ok(0),
     }
+}
+
+/// Loads the package while GStreamer and OpenVINO start: none needs another, and each takes a good part of the time until the
+/// first frame. What is wrong with those two is said where they are used.
+fn load(package: &Path) -> Result<Model> {
+    std::thread::scope(|scope| {
+        scope.spawn(|| gstreamer::init().is_ok());
+        scope.spawn(|| runtime::core().is_ok());
+        Model::load(package)
+    })
 }
 
 /// Runs the line; with `out`, results and pictures appear there when all went well.
