@@ -524,7 +524,8 @@ fn prepare_rtp(element: &gst::Element, packets: &Arc<Packets>) {
 }
 
 /// Tells what is before the sink that frames may have padding and any place of their planes, which [`crate::frame`] reads. An
-/// appsink says nothing of the kind, and then libav's decoders copy each frame that they have decoded.
+/// appsink says nothing of the kind, and then libav's decoders copy each frame out of a pool of their own. With GStreamer 1.22
+/// those that the decoder still needs as references are copied all the same.
 fn take_padded_frames(sink: &gst_app::AppSink) {
     let Some(pad) = sink.static_pad("sink") else { return };
     pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| match info.query_mut().map(|q| q.view_mut()) {
