@@ -65,6 +65,10 @@ pub struct Pose {
     pub doubt: Option<Doubt>,
 }
 
+/// Shifts of up to so many pixels of the input are not measured again: what the window cuts of them is less than a tenth of a pixel
+/// (test `register::tests::shifts_are_found_to_a_fraction_of_a_pixel`).
+const MEASURED_AT_ONCE: f64 = 2.0;
+
 /// Makes network inputs; keeps its scratch memory between frames.
 pub struct Preparer {
     shrinker: Shrinker,
@@ -124,7 +128,7 @@ impl Preparer {
         let Some(registrar) = self.registrar.as_mut() else { return Ok((crop, None, false)) };
         let limit_x = f64::from(p.max_shift) * f64::from(start.width);
         let limit_y = f64::from(p.max_shift) * f64::from(start.height);
-        // the second round measures what the first one's whole-pixel step and the changed edges left over
+        // the second round measures what the first one's whole-pixel step and the changed edges left over of a large shift
         for _ in 0..2 {
             self.shrinker.luma(frame, crop, p.input, &mut self.luma)?;
             let shift = registrar.measure(&self.luma)?;
@@ -141,6 +145,9 @@ impl Preparer {
                 return Ok((crop, None, true));
             }
             crop = moved;
+            if shift.dx.abs().max(shift.dy.abs()) <= MEASURED_AT_ONCE {
+                break;
+            }
         }
         Ok((crop, None, false))
     }

@@ -10,6 +10,9 @@ use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftPlanner};
 use std::sync::Arc;
 
+/// Pixels of the input, along each axis, that one pixel of what is correlated stands for. The peak is found to a fraction of a pixel, so
+/// nothing is lost, and the transforms cost a quarter of those of the whole input and stay in the cache.
+const STEP: usize = 2;
 /// The peak's place is the centroid of so many pixels on each side of the highest.
 const PEAK_REACH: i64 = 2;
 
@@ -29,6 +32,8 @@ pub struct Reference {
 
 /// Finds the shift between a crop and the reference. Belongs to one thread.
 pub struct Registrar {
+    /// Of the pictures that are given.
+    width: usize,
     /// Across and down.
     windows: [Vec<f32>; 2],
     transform: Transform,
@@ -50,8 +55,9 @@ pub struct Shift {
 impl Registrar {
     pub fn new(reference: &Reference) -> Result<Self> {
         let size = reference.size;
-        let (w, h) = (size.width as usize, size.height as usize);
+        let (w, h) = (size.width as usize / STEP, size.height as usize / STEP);
         let mut this = Registrar {
+            width: size.width as usize,
             windows: [window(w), window(h)],
             transform: Transform::new(w, h),
             reference: Vec::new(),
@@ -88,7 +94,7 @@ impl Registrar {
         let within = PEAK_REACH as f64;
         let offset =
             |moment: f64| if sum > f64::from(f32::EPSILON) { (moment / sum).clamp(-within, within) } else { 0.0 };
-        let centre = |p: i64, n: usize, moment: f64| signed(p, n) + offset(moment);
+        let centre = |p: i64, n: usize, moment: f64| (signed(p, n) + offset(moment)) * STEP as f64;
         Ok(Shift { dx: centre(px, w, sx), dy: centre(py, h, sy), response: sum / (w * h) as f64 })
     }
 
@@ -96,7 +102,11 @@ impl Registrar {
     fn load(&mut self, luma: &[u8]) -> Result<()> {
         let w = self.transform.width;
         self.picture.clear();
-        self.picture.extend(luma.iter().map(|&v| f32::from(v)));
+        for rows in luma.chunks_exact(STEP * self.width).take(self.transform.height) {
+            let (upper, lower) = rows.split_at(self.width);
+            let pairs = upper.as_chunks::<STEP>().0.iter().zip(lower.as_chunks::<STEP>().0);
+            self.picture.extend(pairs.map(|(a, b)| f32::from(a.iter().chain(b).map(|&v| u16::from(v)).sum::<u16>())));
+        }
         let mean = self.picture.iter().sum::<f32>() / self.picture.len().max(1) as f32;
         for (line, down) in self.picture.chunks_exact_mut(w).zip(&self.windows[1]) {
             line.iter_mut().zip(&self.windows[0]).for_each(|(p, across)| *p = (*p - mean) * across * down);

@@ -201,8 +201,10 @@ impl Shrinker {
         let (n, pitch) = (plane.channels, part.width as usize * plane.channels);
         for (oy, line) in out.chunks_exact_mut(ow * n).enumerate() {
             let from = &inner[reflect(oy as i64 - rows.start as i64, rows.len()) * pitch..][..pitch];
-            for (ox, pixel) in line.chunks_exact_mut(n).enumerate() {
-                pixel.copy_from_slice(&from[reflect(ox as i64 - cols.start as i64, cols.len()) * n..][..n]);
+            line[cols.start * n..cols.end * n].copy_from_slice(from);
+            for ox in (0..cols.start).chain(cols.end..ow) {
+                let at = reflect(ox as i64 - cols.start as i64, cols.len()) * n;
+                line[ox * n..(ox + 1) * n].copy_from_slice(&from[at..at + n]);
             }
         }
         self.inner = inner;
