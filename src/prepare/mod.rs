@@ -65,8 +65,8 @@ pub struct Pose {
     pub doubt: Option<Doubt>,
 }
 
-/// Shifts of up to so many pixels of the input are not measured again: what the window cuts of them is less than a tenth of a pixel
-/// (test `register::tests::shifts_are_found_to_a_fraction_of_a_pixel`).
+/// Shifts of up to so many pixels of the input are not measured again: what the window cuts of them is less than a tenth of
+/// a pixel.
 const MEASURED_AT_ONCE: f64 = 2.0;
 
 /// Makes network inputs; keeps its scratch memory between frames.

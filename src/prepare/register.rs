@@ -1,7 +1,7 @@
 //! Registration by shift: what makes a position-wise detector see the same place at the same grid cell.
 //!
-//! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma against the median teach picture; the ROI is then cropped
-//! again by whole source pixels, so that nothing is interpolated. The reference's transform is made once.
+//! Shift: phase correlation (Kuglin & Hines 1975) of the crop's luma against the median teach picture, both halved; the ROI is
+//! then cropped again by whole source pixels, so that nothing is interpolated. The reference's transform is made once.
 
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
@@ -10,8 +10,8 @@ use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftPlanner};
 use std::sync::Arc;
 
-/// Pixels of the input, along each axis, that one pixel of what is correlated stands for. The peak is found to a fraction of a pixel, so
-/// nothing is lost, and the transforms cost a quarter of those of the whole input and stay in the cache.
+/// Pixels of the input, along each axis, that one pixel of what is correlated stands for. The peak is found to a fraction of
+/// a pixel, so little is lost, and the transforms cost a quarter of those of the whole input and stay in the cache.
 const STEP: usize = 2;
 /// The peak's place is the centroid of so many pixels on each side of the highest.
 const PEAK_REACH: i64 = 2;
