@@ -50,6 +50,7 @@ pub mod detect;
 pub mod error;
 pub mod evaluate;
 pub mod event;
+mod fetch;
 pub mod frame;
 mod hex;
 pub mod judge;

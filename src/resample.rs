@@ -9,6 +9,8 @@
 //! 1. A result is within one level of the kernel's exact value (test `is_the_triangle_kernel`).
 //! 2. Once the sizes are known nothing is allocated.
 
+use crate::fetch::{LINE, fetch};
+
 /// One axis of a resampling: `n` pixels are made of the interval of `length` source pixels from `start` on, of an axis of
 /// `limit` pixels. Near the ends of the interval the kernel reaches beyond it, but never beyond the axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,8 +36,6 @@ const ROWS: usize = 8;
 const LANES: usize = 32;
 /// Bytes of a row that are summed in registers: two vectors, each of which holds the first bytes of pairs and the second ones.
 const BLOCK: usize = 4 * LANES;
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
 /// Kernels are kept for the planes and axes of a frame and of its locating; the oldest goes.
 const KEPT: usize = 8;
 
@@ -183,22 +183,6 @@ fn vertical(data: &[u8], stride: usize, weights: &[[u16; LANES]], bias: u16, ahe
         let tap = |(k, weight): (usize, &[u16; LANES])| weigh(u16::from(data[at + i + k * stride]) << 8, weight[0]);
         *to = weights.iter().enumerate().map(tap).fold(bias, u16::saturating_add);
     }
-}
-
-/// Has the line of the cache that holds `data[at]` brought near, if there is such a byte. Rows lie further apart than what
-/// processors foresee: without it two thirds of the time goes by waiting for a frame that another core has decoded. Into the
-/// second-level cache: the first one has too few lines on their way at a time, which costs a fifth.
-#[inline(always)]
-fn fetch(data: &[u8], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if at < data.len() {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: the address lies within `data`; besides, an instruction that fetches ahead reads nothing that can be
-        // seen, and none of its addresses faults. All x86-64 processors have it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().add(at).cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, at);
 }
 
 /// From [`ROWS`] rows, one after the other, to columns of [`ROWS`] values; each column is two of `columns`.

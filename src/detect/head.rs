@@ -229,6 +229,9 @@ impl Head {
     }
 
     /// Map and score of one part's features `[position][channel]`. `mask`, of the map's size, keeps the pixels that are not 0.
+    ///
+    /// # Errors
+    /// The features are not as many as the detector is for, or some are no numbers.
     pub fn score(&mut self, detector: &Detector, features: &[f32], mask: Option<&[u8]>) -> Result<Scored> {
         if features.len() != detector.grid.area() * detector.channels {
             return Err(Error::failed(format!(
@@ -240,7 +243,7 @@ impl Head {
         let mut score = 0.0;
         let mut map: Option<AnomalyMap> = None;
         for member in &detector.members {
-            let one = self.member_map(detector, member, features, mask);
+            let one = self.member_map(detector, member, features, mask)?;
             let mut weight = 0.0;
             for term in &member.terms {
                 score += term.weight * highest(&one.values, term.top, &mut self.sorted);
@@ -266,7 +269,7 @@ impl Head {
         member: &Member,
         features: &[f32],
         mask: Option<&[u8]>,
-    ) -> AnomalyMap {
+    ) -> Result<AnomalyMap> {
         let grid = member.view.grid(detector.grid);
         let mut distances = std::mem::take(&mut self.distances);
         distances.resize(grid.area(), 0.0);
@@ -275,12 +278,18 @@ impl Head {
             Family::Ppca(p) => p.distances(viewed, &mut distances),
             Family::Patchcore(bank) => self.search.distances(bank, viewed, &mut distances),
         }
+        // comparing what is no number finds nothing anomalous
+        if !distances.iter().sum::<f32>().is_finite() {
+            return Err(Error::failed("the network gave features that are no numbers").hint(
+                "the device computes wrongly: use another one with --device, or teach again with --precision f32",
+            ));
+        }
         if let Some(usual) = &member.usual {
             distances.iter_mut().zip(usual).for_each(|(d, u)| *d /= u);
         }
         let map = self.smooth(&distances, grid, map_size(detector.grid), member.sigma, mask);
         self.distances = distances;
-        map
+        Ok(map)
     }
 
     /// Enlarges a grid of distances to `size` and smooths it.
@@ -368,5 +377,7 @@ mod tests {
         assert!((scored.score - 1.5 * 2.5).abs() < 1e-5, "{}", scored.score);
         assert!((scored.map.max() - 1.5 * 2.5).abs() < 1e-5);
         assert!(Head::new().score(&detector, &[3.0; 3], None).is_err());
+        let e = Head::new().score(&detector, &[3.0, f32::NAN, 3.0, 3.0], None).unwrap_err();
+        assert_eq!(e.to_string(), "the network gave features that are no numbers");
     }
 }

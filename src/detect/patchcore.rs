@@ -88,7 +88,9 @@ impl Search {
                 .zip(self.products.as_slice().chunks_exact(bank.len()))
             {
                 let own: f32 = cell.iter().map(|x| x * x).sum();
-                *d = (own + 2.0 * least(&bank.half_norms, products)).max(0.0).sqrt();
+                let squared = own + 2.0 * least(&bank.half_norms, products);
+                // not `max`, which makes a number of none
+                *d = if squared < 0.0 { 0.0 } else { squared.sqrt() };
             }
         }
     }

@@ -86,6 +86,7 @@ pub(super) struct InFlight {
     pub reasons: Vec<String>,
     /// False when the score says nothing about the part: there is none, or only a piece of it.
     pub scorable: bool,
+    /// When its inference was started.
     pub started: Instant,
 }
 
@@ -213,7 +214,7 @@ impl Stage<'_> {
                     Some(request) => {
                         let lap = Instant::now();
                         let flight = self.start(&mut preparer, request, frame, &crossing, look, roi)?;
-                        spent += lap.elapsed();
+                        spent += flight.started - lap;
                         Item::Flight(Box::new(flight))
                     }
                     None if most.is_some_and(|most| parts >= most) => {
@@ -343,8 +344,9 @@ impl Stage<'_> {
             service.health.part(&frame, roi, crop, &pose.placement);
         }
         reasons.extend(pose.doubt.map(|Doubt { reason, .. }| reason));
-        request.start()?;
+        // before: a network that takes this very core runs while it is started
         let (placement, started) = (pose.placement, Instant::now());
+        request.start()?;
         Ok(InFlight { request, frame, look, placement, roi, reasons, scorable, started })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::detect::head::{Detector, Family, Member, Term, View};
 use crate::detect::patchcore::Bank;
-use crate::detect::ppca::{Basis, Ppca, RANK};
+use crate::detect::ppca::{BLOCK, BLOCK_STEPS, Basis, MIXED, Ppca, RANK};
 use crate::error::{Context, Error, Result};
 use crate::hex::sha256;
 use crate::prepare::register::Reference;
@@ -100,8 +100,10 @@ pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec
         let grid = m.view.grid(d.grid);
         let (h, w) = (grid.height as usize, grid.width as usize);
         if let Family::Ppca(p) = &m.family {
-            let bytes = p.basis.steps.iter().flat_map(|s| s.to_le_bytes()).collect();
-            tensors.push((format!("{i}.basis"), Dtype::I16, vec![h, w, p.channels, RANK], bytes));
+            let steps = bytemuck::cast_slice(&p.basis.steps).to_vec();
+            let mix = p.basis.mix.iter().flat_map(|m| m.to_le_bytes()).collect();
+            tensors.push((format!("{i}.steps"), Dtype::I8, vec![h, w, p.channels / BLOCK, BLOCK_STEPS], steps));
+            tensors.push((format!("{i}.mix"), Dtype::I16, vec![h, w, MIXED, RANK], mix));
         }
         let mut put = |name: &str, shape: Vec<usize>, values: &[f32]| {
             tensors.push((format!("{i}.{name}"), Dtype::F32, shape, floats(values)));
@@ -109,7 +111,8 @@ pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec
         match &m.family {
             Family::Ppca(p) => {
                 put("mean", vec![h, w, p.channels], &p.mean);
-                put("basis_scale", vec![h, w, RANK], &p.basis.scale);
+                put("scale", vec![h, w, RANK], &p.basis.scale);
+                put("mix_scale", vec![h, w], &p.basis.mix_scale);
                 put("inverse_noise", vec![h, w], &p.inverse_noise);
             }
             Family::Patchcore(bank) => {
@@ -154,15 +157,28 @@ pub(super) fn parse_normality(
         let t = tensor(name, Dtype::F32, rank)?;
         Ok(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    // packages of before the 16-bit directions have them in f32
+    let shorts = |name: &str| -> Result<Vec<i16>> {
+        let bytes = tensor(name, Dtype::I16, 4)?.data();
+        Ok(bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect())
+    };
     let basis = |i: usize| -> Result<Basis> {
-        let name = format!("{i}.basis");
-        if tensors.tensor(&name).is_ok_and(|t| t.dtype() == Dtype::F32) {
-            return Ok(Basis::quantised(&read(&name, 4)?, channels));
+        let older = format!("{i}.basis");
+        match tensors.tensor(&older).map(|t| t.dtype()) {
+            // packages of before the 8-bit directions have them in 16 bits, those of before that in f32
+            Ok(Dtype::F32) => Ok(Basis::quantised(&read(&older, 4)?, channels)),
+            Ok(_) => {
+                let (steps, scale) = (shorts(&older)?, read(&format!("{i}.basis_scale"), 3)?);
+                let scales = scale.chunks_exact(RANK).flat_map(|s| s.iter().cycle().take(channels * RANK));
+                let values: Vec<f32> = steps.iter().zip(scales).map(|(b, s)| f32::from(*b) * s).collect();
+                Ok(Basis::quantised(&values, channels))
+            }
+            Err(_) => Ok(Basis {
+                steps: bytemuck::cast_slice(tensor(&format!("{i}.steps"), Dtype::I8, 4)?.data()).to_vec(),
+                scale: read(&format!("{i}.scale"), 3)?,
+                mix: shorts(&format!("{i}.mix"))?,
+                mix_scale: read(&format!("{i}.mix_scale"), 2)?,
+            }),
         }
-        let bytes = tensor(&name, Dtype::I16, 4)?.data();
-        let steps = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
-        Ok(Basis { steps, scale: read(&format!("{i}.basis_scale"), 3)? })
     };
     let members = members
         .iter()

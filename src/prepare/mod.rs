@@ -65,9 +65,9 @@ pub struct Pose {
     pub doubt: Option<Doubt>,
 }
 
-/// Shifts of up to so many pixels of the input are not measured again: what the window cuts of them is less than a tenth of
-/// a pixel.
-const MEASURED_AT_ONCE: f64 = 2.0;
+/// Shifts of up to so many pixels of the input are not measured again: what the window cuts of them moves what is found by less
+/// than a tenth of a source pixel.
+const MEASURED_AT_ONCE: f64 = 8.0;
 
 /// Makes network inputs; keeps its scratch memory between frames.
 pub struct Preparer {
