@@ -245,3 +245,99 @@ pub(super) fn read_rgb_png(bytes: &[u8], size: Size) -> Result<Vec<u8>> {
 pub(super) fn read_gray_png(bytes: &[u8], size: Size) -> Result<Vec<u8>> {
     Ok(read_png(bytes, size)?.into_luma8().into_raw())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Size = Size { width: 3, height: 2 };
+    const CHANNELS: usize = 16;
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        (0..n).map(|_| rng.f32() - 0.5).collect()
+    }
+
+    fn detector(directions: &[f32]) -> Detector {
+        let n = GRID.area();
+        let ppca = Ppca {
+            grid: GRID,
+            channels: CHANNELS,
+            mean: numbers(n * CHANNELS, 1),
+            basis: Basis::quantised(directions, CHANNELS),
+            inverse_noise: vec![2.0; n],
+        };
+        let bank = Bank::new(CHANNELS, numbers(5 * CHANNELS, 2), numbers(CHANNELS, 3)).unwrap();
+        let member = |family, usual| Member {
+            view: View::PLAIN,
+            family,
+            usual,
+            sigma: 1.5,
+            terms: vec![Term { top: 0.0, weight: 0.5 }],
+        };
+        let members = vec![member(Family::Ppca(ppca), Some(vec![1.5; n])), member(Family::Patchcore(bank), None)];
+        Detector { grid: GRID, channels: CHANNELS, members }
+    }
+
+    fn reference() -> Reference {
+        Reference { size: GRID, luma: vec![7; GRID.area()], rgb: Vec::new(), mean: 0.0, deviation: 1.0 }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let written = detector(&numbers(GRID.area() * CHANNELS * RANK, 4));
+        let bytes = normality_bytes(&written, &reference()).unwrap();
+        let (read, luma) = parse_normality(&bytes, &entries(&written), GRID, CHANNELS).unwrap();
+        assert_eq!((read, luma), (written, vec![7; GRID.area()]));
+    }
+
+    /// Directions in f32 under the name "basis", and in 16 bits with their scales beside them.
+    #[test]
+    fn packages_of_older_versions_are_read() {
+        let (h, w) = (GRID.height as usize, GRID.width as usize);
+        // short ones, so that they explain less than all
+        let directions: Vec<f32> = numbers(GRID.area() * CHANNELS * RANK, 5).iter().map(|v| 0.1 * v).collect();
+        let wanted = detector(&directions);
+        let bytes = normality_bytes(&wanted, &reference()).unwrap();
+        let now = SafeTensors::deserialize(&bytes).unwrap();
+        let kept = now
+            .tensors()
+            .into_iter()
+            .filter(|(name, _)| !["0.steps", "0.scale", "0.mix", "0.mix_scale"].contains(&name.as_str()));
+        let kept: Vec<_> = kept.collect();
+        let scale = 0.05 / 32_767.0;
+        let short: Vec<u8> = directions.iter().flat_map(|v| ((v / scale).round() as i16).to_le_bytes()).collect();
+        let scales = floats(&vec![scale; GRID.area() * RANK]);
+        let long = floats(&directions);
+        let view = |dtype, shape, data| TensorView::new(dtype, shape, data).unwrap();
+        let older: [Vec<(&str, TensorView<'_>)>; 2] = [
+            vec![("0.basis", view(Dtype::F32, vec![h, w, CHANNELS, RANK], &long))],
+            vec![
+                ("0.basis", view(Dtype::I16, vec![h, w, CHANNELS, RANK], &short)),
+                ("0.basis_scale", view(Dtype::F32, vec![h, w, RANK], &scales)),
+            ],
+        ];
+        for older in older {
+            let all = older.into_iter().map(|(name, t)| (name.to_owned(), t)).chain(kept.clone());
+            let bytes = safetensors::serialize(all, None).unwrap();
+            let (read, _) = parse_normality(&bytes, &entries(&wanted), GRID, CHANNELS).unwrap();
+            let (Family::Ppca(read), Family::Ppca(wanted)) = (&read.members[0].family, &wanted.members[0].family)
+            else {
+                panic!("no Gaussians")
+            };
+            let features = numbers(GRID.area() * CHANNELS, 6);
+            let (mut a, mut b) = (vec![0.0; GRID.area()], vec![0.0; GRID.area()]);
+            read.distances(&features, &mut a);
+            wanted.distances(&features, &mut b);
+            a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-3 * b && *b > 0.1, "{a} {b}"));
+        }
+    }
+
+    #[test]
+    fn tensors_of_another_size_are_refused() {
+        let written = detector(&numbers(GRID.area() * CHANNELS * RANK, 7));
+        let bytes = normality_bytes(&written, &reference()).unwrap();
+        let e = parse_normality(&bytes, &entries(&written), Size { width: 4, height: 2 }, CHANNELS).unwrap_err();
+        assert!(e.to_string().contains("tensor \"steps\" has"), "{e}");
+    }
+}
