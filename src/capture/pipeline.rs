@@ -13,12 +13,16 @@ use gstreamer_video as gst_video;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a waiting pull looks at the bus.
 const BUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A recording may lack this much of its declared length (rounding, edit lists) before it counts as cut off.
 const LENGTH_TOLERANCE: gst::ClockTime = gst::ClockTime::from_mseconds(250);
+
+/// A file whose first picture has not come by then never gives one: decodebin of GStreamer 1.22 keeps an error to itself that
+/// comes while it links an element (seen once with a recording that ends within its header).
+const FIRST_PICTURE: Duration = Duration::from_secs(30);
 
 /// What a buffer without a number of its own has as offset.
 const NO_OFFSET: u64 = u64::MAX;
@@ -67,6 +71,9 @@ pub(super) struct Pipeline {
     info: Option<(gst::Caps, gst_video::VideoInfo)>,
     duration: Option<gst::ClockTime>,
     last_end: Option<gst::ClockTime>,
+    /// When it was started, and how long the first picture of a file may take.
+    started: Option<Instant>,
+    patience: Duration,
     /// Encoded pictures that reached the decoder.
     encoded: Arc<AtomicU64>,
     /// The decoder that uses other hardware than the CPU, if there is one.
@@ -143,6 +150,8 @@ impl Pipeline {
             info: None,
             duration: None,
             last_end: None,
+            started: None,
+            patience: FIRST_PICTURE,
             encoded: Arc::default(),
             hardware: Arc::default(),
             decoded: 0,
@@ -160,6 +169,7 @@ impl Pipeline {
 
     /// Opens the source.
     pub(super) fn play(&mut self) -> Result<()> {
+        self.started = Some(Instant::now());
         if self.pipeline.set_state(gst::State::Playing).is_err() {
             self.check_bus()?;
             return Err(Error::failed(format!("the pipeline for \"{}\" does not start", self.name)));
@@ -223,7 +233,19 @@ impl Pipeline {
             return Ok(Pulled::Frame(buffer, info));
         }
         self.check_bus()?;
-        Ok(if self.sink.is_eos() { Pulled::End } else { Pulled::Nothing })
+        if self.sink.is_eos() {
+            return Ok(Pulled::End);
+        }
+        let is_file = self.reads == Reads::Recording || self.file_name.is_some();
+        if is_file && self.info.is_none() && self.started.is_some_and(|s| s.elapsed() > self.patience) {
+            return Err(Error::failed(format!(
+                "\"{}\" cannot be decoded: no picture came within {} s, and no element says why",
+                self.name,
+                self.patience.as_secs()
+            ))
+            .hint("check that the file is complete and plays; if what it lies on is slow, copy it to this machine"));
+        }
+        Ok(Pulled::Nothing)
     }
 
     /// Frames that the source made and that did not come.
@@ -551,4 +573,36 @@ fn decoder_threads(paced: bool) -> i32 {
 fn frame_time(info: &gst_video::VideoInfo) -> gst::ClockTime {
     let (n, d) = (info.fps().numer() as u64, info.fps().denom() as u64);
     (1_000_000_000 * d).checked_div(n).map_or(gst::ClockTime::MAX, gst::ClockTime::from_nseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Elements that neither give a picture nor end nor complain.
+    #[test]
+    fn a_file_that_gives_nothing_is_not_waited_for_forever() {
+        gst::init().unwrap();
+        let text = Text {
+            launch: "appsrc ! appsink name=frames".into(),
+            name: "silent.mp4".into(),
+            secrets: Vec::new(),
+            properties: Vec::new(),
+            is_users: false,
+            queue: 1,
+        };
+        let mut pipeline = Pipeline::build(text, Reads::Recording, None, false).unwrap();
+        pipeline.patience = Duration::from_millis(300);
+        pipeline.play().unwrap();
+        let mut waited = 0;
+        let error = loop {
+            match pipeline.pull(Duration::from_millis(20)) {
+                Ok(Pulled::Nothing) => waited += 1,
+                Ok(_) => panic!("it gave something"),
+                Err(e) => break e,
+            }
+        };
+        assert!(waited > 1, "given up at once");
+        assert!(error.to_string().starts_with("\"silent.mp4\" cannot be decoded: no picture came within"), "{error}");
+    }
 }
