@@ -6,6 +6,7 @@ mod support;
 
 use linesight::capture::{Capture, Source};
 use linesight::frame::{Frame, PixelFormat};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use support::*;
 
@@ -54,6 +55,37 @@ fn a_slow_reader_loses_nothing() {
     assert!(distinct.len() > 30, "each keeps its own pixels");
 }
 
+/// What the decoder is still predicting from and what is being read is not written to: frames show the same while they are held,
+/// however long that is, as when each is let go at once.
+#[test]
+fn frames_that_are_held_stay_as_they_were() {
+    let folder = folder();
+    for (name, options) in [("p.mp4", "tune=zerolatency"), ("b.mp4", "bframes=3 ref=4"), ("i.mp4", "key-int-max=1")] {
+        let file = folder.path().join(name);
+        // 360 rows are encoded as 368
+        play(&format!(
+            "videotestsrc num-buffers=90 pattern=ball motion=sweep ! video/x-raw,format=I420,width=640,height=360,framerate=30/1 \
+             ! x264enc {options} ! mp4mux ! filesink location={}",
+            file.display()
+        ));
+        let file = file.to_str().unwrap();
+        let mut capture = open(file);
+        let at_once: Vec<u64> = std::iter::from_fn(|| capture.next_frame().unwrap()).map(|f| hash(&f)).collect();
+        assert_eq!(at_once.len(), 90);
+        let (mut capture, mut held, mut later) = (open(file), std::collections::VecDeque::new(), Vec::new());
+        // some are held for short, some for long, some to the end
+        while let Some(frame) = capture.next_frame().unwrap() {
+            held.push_back(frame);
+            if held.len() > 40 || held.back().unwrap().seq % 3 == 0 {
+                let frame = held.pop_front().unwrap();
+                later.push((frame.seq, hash(&frame)));
+            }
+        }
+        later.extend(held.iter().map(|f| (f.seq, hash(f))));
+        assert_eq!(later, at_once.into_iter().enumerate().map(|(i, s)| (i as u64, s)).collect::<Vec<_>>(), "{name}");
+    }
+}
+
 /// The number of frames is known ahead where the container says it.
 #[test]
 fn the_length_is_known_ahead() {
@@ -87,6 +119,14 @@ fn sum(frame: &Frame) -> u64 {
     let plane = frame.plane(0);
     let row = plane.width * plane.channels;
     (0..plane.height).flat_map(|y| &plane.data[y * plane.stride..y * plane.stride + row]).map(|v| u64::from(*v)).sum()
+}
+
+/// Stands for the pixels of the first plane.
+fn hash(frame: &Frame) -> u64 {
+    let plane = frame.plane(0);
+    let mut hasher = std::hash::DefaultHasher::new();
+    plane.data.chunks(plane.stride).for_each(|row| row[..plane.width * plane.channels].hash(&mut hasher));
+    hasher.finish()
 }
 
 /// Mean of the luma, or of the grey pixels in RGB, brought to 0..255.

@@ -13,6 +13,7 @@
 pub(crate) mod aravis;
 mod genicam;
 mod loss;
+mod memory;
 mod options;
 mod packets;
 mod pipeline;

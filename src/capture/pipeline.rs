@@ -2,6 +2,7 @@
 
 use super::genicam::{self, Feed};
 use super::loss::{Holes, Numbers, Packets};
+use super::memory;
 use super::source::without;
 use super::template::Text;
 use crate::error::{Context, Error, Kind, Result};
@@ -127,7 +128,7 @@ impl Pipeline {
         sink.set_caps(Some(
             &gst::Caps::builder("video/x-raw").field("format", gst::List::new(PixelFormat::GST_NAMES)).build(),
         ));
-        take_padded_frames(&sink);
+        memory::offer(sink.upcast_ref(), !is_users);
         sink.set_sync(sync);
         if is_users {
             // nothing drops unseen, and nothing grows
@@ -546,20 +547,6 @@ fn prepare_rtp(element: &gst::Element, packets: &Arc<Packets>) {
             _ => {}
         }
         gst::PadProbeReturn::Ok
-    });
-}
-
-/// Tells what is before the sink that frames may have padding and any place of their planes, which [`crate::frame`] reads. An
-/// appsink says nothing of the kind, and then libav's decoders copy each frame out of a pool of their own. With GStreamer 1.22
-/// those that the decoder still needs as references are copied all the same.
-fn take_padded_frames(sink: &gst_app::AppSink) {
-    let Some(pad) = sink.static_pad("sink") else { return };
-    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| match info.query_mut().map(|q| q.view_mut()) {
-        Some(gst::QueryViewMut::Allocation(query)) => {
-            query.add_allocation_meta::<gst_video::VideoMeta>(None);
-            gst::PadProbeReturn::Handled
-        }
-        _ => gst::PadProbeReturn::Ok,
     });
 }
 
