@@ -116,13 +116,14 @@ impl Kernel {
         let scale = axis.length / axis.n as f64;
         let reach = scale.max(1.0);
         self.axis = axis;
-        self.taps = ((2.0 * reach).ceil() as usize + 1).min(axis.limit);
+        self.taps = ((2.0 * reach).ceil() as usize).min(axis.limit);
         self.first.clear();
         self.weights.clear();
         self.weights.resize(self.taps * axis.n, [0; ROWS]);
         for (i, weights) in self.weights.chunks_exact_mut(self.taps).enumerate() {
             let centre = axis.start + (i as f64 + 0.5) * scale;
-            let first = ((centre - reach).max(0.0) as usize).min(axis.limit - self.taps);
+            // the first whose middle the kernel reaches
+            let first = ((centre - reach + 0.5).max(0.0) as usize).min(axis.limit - self.taps);
             self.first.push(first as u32);
             let height = |k: usize| (1.0 - ((first + k) as f64 + 0.5 - centre).abs() / reach).max(0.0);
             let sum: f64 = (0..self.taps).map(height).sum();
@@ -141,7 +142,7 @@ impl Kernel {
 
 /// What products lose by being cut off, on average.
 fn bias(taps: usize) -> u16 {
-    u16::try_from(taps / 2).unwrap_or(u16::MAX)
+    u16::try_from(taps.div_ceil(2)).unwrap_or(u16::MAX)
 }
 
 #[inline(always)]
@@ -156,33 +157,51 @@ fn weigh(value: u16, weight: u16) -> u16 {
 /// half as long again with AVX-512 and ten times as long with AVX2.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn vertical(data: &[u8], stride: usize, weights: &[[u16; LANES]], bias: u16, ahead: usize, out: &mut [u16]) {
-    let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
-    let mut at = 0;
-    for block in blocks {
-        for k in weights.len()..weights.len() + ahead {
-            (0..BLOCK).step_by(LINE).for_each(|line| fetch(data, at + k * stride + line));
+    let width = out.len();
+    if width < BLOCK {
+        out.fill(bias);
+        for (row, weight) in data.chunks(stride).zip(weights) {
+            out.iter_mut().zip(row).for_each(|(to, &v)| *to = to.saturating_add(weigh(u16::from(v) << 8, weight[0])));
         }
-        let mut first = [[bias; LANES]; BLOCK / LANES / 2];
-        let mut second = first;
-        for (k, weight) in weights.iter().enumerate() {
-            let Some(row) = data.get(at + k * stride..).and_then(|d| d.first_chunk::<BLOCK>()) else { break };
-            for ((bytes, first), second) in row.as_chunks::<{ 2 * LANES }>().0.iter().zip(&mut first).zip(&mut second) {
-                let pairs: [u16; LANES] = bytemuck::cast(*bytes);
-                for (((&pair, &weight), first), second) in pairs.iter().zip(weight).zip(first).zip(second) {
-                    let pair = u16::from_le(pair);
-                    *first = first.saturating_add(weigh(pair << 8, weight));
-                    *second = second.saturating_add(weigh(pair & 0xff00, weight));
-                }
+        return;
+    }
+    for (i, to) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        vertical_block(&data[i * BLOCK..], stride, weights, bias, ahead, to);
+    }
+    // the last one begins where a whole one still fits: what two have in common is made twice
+    if let Some(to) = out.last_chunk_mut().filter(|_| width % BLOCK > 0) {
+        vertical_block(&data[width - BLOCK..], stride, weights, bias, ahead, to);
+    }
+}
+
+/// A block of a row, of the rows that begin at `data`.
+#[inline(always)]
+fn vertical_block(
+    data: &[u8],
+    stride: usize,
+    weights: &[[u16; LANES]],
+    bias: u16,
+    ahead: usize,
+    out: &mut [u16; BLOCK],
+) {
+    for k in weights.len()..weights.len() + ahead {
+        (0..BLOCK).step_by(LINE).for_each(|line| fetch(data, k * stride + line));
+    }
+    let mut first = [[bias; LANES]; BLOCK / LANES / 2];
+    let mut second = first;
+    for (k, weight) in weights.iter().enumerate() {
+        let Some(row) = data.get(k * stride..).and_then(|d| d.first_chunk::<BLOCK>()) else { break };
+        for ((bytes, first), second) in row.as_chunks::<{ 2 * LANES }>().0.iter().zip(&mut first).zip(&mut second) {
+            let pairs: [u16; LANES] = bytemuck::cast(*bytes);
+            for (((&pair, &weight), first), second) in pairs.iter().zip(weight).zip(first).zip(second) {
+                let pair = u16::from_le(pair);
+                *first = first.saturating_add(weigh(pair << 8, weight));
+                *second = second.saturating_add(weigh(pair & 0xff00, weight));
             }
         }
-        let pairs = first.as_flattened().iter().zip(second.as_flattened());
-        block.as_chunks_mut::<2>().0.iter_mut().zip(pairs).for_each(|(to, (&a, &b))| *to = [a, b]);
-        at += BLOCK;
     }
-    for (i, to) in rest.iter_mut().enumerate() {
-        let tap = |(k, weight): (usize, &[u16; LANES])| weigh(u16::from(data[at + i + k * stride]) << 8, weight[0]);
-        *to = weights.iter().enumerate().map(tap).fold(bias, u16::saturating_add);
-    }
+    let pairs = first.as_flattened().iter().zip(second.as_flattened());
+    out.as_chunks_mut::<2>().0.iter_mut().zip(pairs).for_each(|(to, (&a, &b))| *to = [a, b]);
 }
 
 /// From [`ROWS`] rows, one after the other, to columns of [`ROWS`] values; each column is two of `columns`.
@@ -190,8 +209,7 @@ fn vertical(data: &[u8], stride: usize, weights: &[[u16; LANES]], bias: u16, ahe
 fn interleave(rows: &[u16], columns: &mut [u64]) {
     let (columns, _) = columns.as_chunks_mut::<2>();
     let n = columns.len();
-    let (upper, lower) = rows.split_at(4 * n);
-    for (half, rows) in [upper, lower].into_iter().enumerate() {
+    for (half, rows) in rows.chunks_exact(4 * n).enumerate() {
         let (a, rows) = rows.split_at(n);
         let (b, rows) = rows.split_at(n);
         let (c, d) = rows.split_at(n);

@@ -1,8 +1,9 @@
 //! From a grid of distances to the anomaly map: bilinear enlarging and Gaussian smoothing as one linear operator.
 //!
 //! Both are separable and linear, so for each axis their product, edges included, is a matrix with a few neighbouring weights
-//! in each row; the map is `Y · distances · Xᵀ`. That is a fraction of the work of enlarging first and smoothing the large map,
-//! so no map needs to be skipped.
+//! in each row; the map is `Y · (distances · Xᵀ)`. That is a fraction of the work of enlarging first and smoothing the large map,
+//! so no map needs to be skipped. Widths come first: what is added to neighbouring places waits for what was added before, and
+//! the grid has fewer rows than the map.
 //!
 //! Invariants:
 //! 1. The map is that of enlarging (pixel centres aligned, edges continued) and then smoothing (reflected at the edges without
@@ -21,8 +22,8 @@ pub struct Enlarger {
     rows: Vec<Band>,
     /// For each column of the grid, the map's columns that it goes into, and its weights there.
     columns: Vec<Band>,
-    /// One row of the map before it is enlarged to its width.
-    row: Vec<f32>,
+    /// The grid's rows, of the map's width.
+    wide: Vec<f32>,
 }
 
 /// The weights of a matrix row that are not 0.
@@ -45,7 +46,7 @@ impl Enlarger {
             sigma,
             rows: rows.iter().map(|r| band(r)).collect(),
             columns: columns.iter().map(|c| band(c)).collect(),
-            row: vec![0.0; grid.width as usize],
+            wide: vec![0.0; grid.height as usize * size.width as usize],
         }
     }
 
@@ -57,21 +58,23 @@ impl Enlarger {
     /// The map, `size.area()` values, of `grid.area()` distances.
     pub fn enlarge(&mut self, distances: &[f32]) -> Vec<f32> {
         let mut map = vec![0.0; self.size.area()];
-        enlarge(&self.rows, &self.columns, distances, &mut self.row, &mut map);
+        enlarge(&self.rows, &self.columns, distances, &mut self.wide, &mut map);
         map
     }
 }
 
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma", "aarch64+neon"))]
-fn enlarge(rows: &[Band], columns: &[Band], distances: &[f32], row: &mut [f32], map: &mut [f32]) {
-    let width = map.len() / rows.len().max(1);
-    for (out, band) in map.chunks_exact_mut(width.max(1)).zip(rows) {
-        row.fill(0.0);
-        for (from, weight) in distances.chunks_exact(row.len()).skip(band.range.start).zip(&band.weights) {
-            row.iter_mut().zip(from).for_each(|(r, d)| *r += weight * d);
-        }
+fn enlarge(rows: &[Band], columns: &[Band], distances: &[f32], wide: &mut [f32], map: &mut [f32]) {
+    let width = (map.len() / rows.len().max(1)).max(1);
+    wide.fill(0.0);
+    for (out, row) in wide.chunks_exact_mut(width).zip(distances.chunks_exact(columns.len())) {
         for (value, band) in row.iter().zip(columns) {
             out[band.range.clone()].iter_mut().zip(&band.weights).for_each(|(o, w)| *o += value * w);
+        }
+    }
+    for (out, band) in map.chunks_exact_mut(width).zip(rows) {
+        for (from, weight) in wide.chunks_exact(width).skip(band.range.start).zip(&band.weights) {
+            out.iter_mut().zip(from).for_each(|(o, w)| *o += weight * w);
         }
     }
 }
