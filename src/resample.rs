@@ -169,7 +169,7 @@ fn vertical(data: &[u8], stride: usize, weights: &[[u16; LANES]], bias: u16, ahe
         vertical_block(&data[i * BLOCK..], stride, weights, bias, ahead, to);
     }
     // the last one begins where a whole one still fits: what two have in common is made twice
-    if let Some(to) = out.last_chunk_mut().filter(|_| width % BLOCK > 0) {
+    if let Some(to) = out.last_chunk_mut().filter(|_| !width.is_multiple_of(BLOCK)) {
         vertical_block(&data[width - BLOCK..], stride, weights, bias, ahead, to);
     }
 }

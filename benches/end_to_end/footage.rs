@@ -24,6 +24,10 @@ impl Size {
     pub fn name(self) -> String {
         format!("{}p", self.height)
     }
+
+    pub fn megapixels(self) -> f64 {
+        f64::from(self.width) * f64::from(self.height) / 1e6
+    }
 }
 
 /// Where the recordings are.

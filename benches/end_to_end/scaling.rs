@@ -1,5 +1,6 @@
 //! What throughput depends on, one thing varied at a time.
 
+use crate::curves::{self, Panel};
 use crate::footage::{Footage, Size};
 use crate::report::Report;
 use crate::{Case, Plan, Way, bench};
@@ -19,17 +20,14 @@ pub fn run(plan: &Plan, footage: &Footage, report: &mut Report) {
         .filter(|n| n.is_power_of_two())
         .map(|n| Way { cores: Some(n), ..several })
         .collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut speed) = (Vec::new(), Vec::<Curve>::new());
     for way in &cores {
         let Some(o) = measured(plan, footage, report, &Case::BASE, way) else { continue };
+        let cores = way.cores.unwrap_or_default();
         for l in o["lines"].as_array().into_iter().flatten() {
-            rows.push(format!(
-                "| {} | {} | {:.0} | {:.2} |",
-                way.cores.unwrap_or_default(),
-                l["lines"],
-                l["end_to_end_fps"].as_f64().unwrap_or(f64::NAN),
-                l["end_to_end_cpu_ms"].as_f64().unwrap_or(f64::NAN)
-            ));
+            let (lines, fps) = (&l["lines"], number(l, "end_to_end_fps"));
+            rows.push(format!("| {cores} | {lines} | {fps:.0} | {:.2} |", number(l, "end_to_end_cpu_ms")));
+            add(&mut speed, if *lines == 1 { "1 line".into() } else { format!("{lines} lines") }, (cores as f64, fps));
         }
     }
     report.more.push(("| cores | lines | frames/s, all lines | CPU ms a frame |".into(), rows));
@@ -38,19 +36,66 @@ pub fn run(plan: &Plan, footage: &Footage, report: &mut Report) {
     let inputs = ["fast", "balanced", "accurate"].map(|variant| Case { variant, ..Case::BASE });
     let sizes = [Size::SMALL, Size::HD, Size::FULL_HD].map(|size| Case { size, ..Case::BASE });
     let mut rows = Vec::new();
-    for case in inputs.iter().chain(&sizes) {
-        let Some(o) = measured(plan, footage, report, case, &one) else { continue };
-        let ms = ["decode", "prepare", "infer", "head", "end_to_end", "overhead"]
-            .map(|k| format!("{:.2}", o[format!("{k}_cpu_ms")].as_f64().unwrap_or(f64::NAN)));
-        let input = format!("{}x{}", o["input"]["width"], o["input"]["height"]);
-        let fps = o["end_to_end_fps"].as_f64().unwrap_or(f64::NAN);
-        rows.push(format!("| {} | {} ({input}) | {} | {fps:.0} |", case.size.name(), case.variant, ms.join(" | ")));
+    let (mut by_input, mut by_size) = (Vec::new(), Vec::new());
+    for (cases, by_pixels, curves) in [(inputs, false, &mut by_input), (sizes, true, &mut by_size)] {
+        for case in &cases {
+            let Some(o) = measured(plan, footage, report, case, &one) else { continue };
+            let parts = [
+                ("decode", "decode"),
+                ("prepare", "prepare"),
+                ("infer", "network"),
+                ("head", "head"),
+                ("end_to_end", "whole pipeline"),
+                ("overhead", "overhead"),
+            ]
+            .map(|(key, name)| (name, number(&o, &format!("{key}_cpu_ms"))));
+            let (width, height) = (number(&o["input"], "width"), number(&o["input"], "height"));
+            let at = if by_pixels { case.size.megapixels() } else { width * height / 1e3 };
+            // five can be told apart; the last is a sum of others
+            parts[..5].iter().for_each(|&(name, ms)| add(curves, name.into(), (at, ms)));
+            let ms = parts.map(|(_, ms)| format!("{ms:.2}")).join(" | ");
+            let fps = number(&o, "end_to_end_fps");
+            rows.push(format!("| {} | {} ({width}x{height}) | {ms} | {fps:.0} |", case.size.name(), case.variant));
+        }
     }
     let head = "| frames | input | decode | prepare | network | head | whole | overhead | frames/s |";
     report.more.push((head.into(), rows));
 
-    let rows = BANKS.map(|n| format!("| {n} | {:.2} | {:.1} |", bank_ms(n), (n * CHANNELS * 4) as f64 / 1e6)).to_vec();
+    let banks = BANKS.map(|n| (n as f64, bank_ms(n)));
+    let rows = banks.map(|(n, ms)| format!("| {n} | {ms:.2} | {:.1} |", n * CHANNELS as f64 * 4.0 / 1e6)).to_vec();
     report.more.push(("| vectors of the bank | head, CPU ms a part at 256x256 | MB |".into(), rows));
+
+    let ms = "CPU ms a frame";
+    let panels = [
+        Panel { title: "Cores and lines", x: "cores", y: "frames a second, all lines", curves: speed },
+        Panel { title: "Size of the frames", x: "megapixels", y: ms, curves: by_size },
+        Panel { title: "Input of the network", x: "thousand pixels", y: ms, curves: by_input },
+        Panel {
+            title: "Memory bank, 1024 cells",
+            x: "vectors",
+            y: "CPU ms a part",
+            curves: vec![("head".into(), banks.to_vec())],
+        },
+    ];
+    let file = plan.out.join("scaling.svg");
+    match curves::draw(&panels, &file) {
+        Ok(()) => println!("curves in {}", file.display()),
+        Err(why) => eprintln!("{}: not drawn: {why}", file.display()),
+    }
+}
+
+type Curve = (String, Vec<(f64, f64)>);
+
+/// Adds a point to the curve of that name.
+fn add(curves: &mut Vec<Curve>, name: String, point: (f64, f64)) {
+    match curves.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, points)) => points.push(point),
+        None => curves.push((name, vec![point])),
+    }
+}
+
+fn number(value: &serde_json::Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or(f64::NAN)
 }
 
 fn measured(
