@@ -12,15 +12,13 @@
 //! 1. Bytes that somebody can still read are not written to again: a buffer whose memory has copies does not go back to its
 //!    pool, and its bytes are free when the last of them is gone (tests `a_copy_shares_and_outlives`,
 //!    `tests/capture.rs::frames_that_are_held_stay_as_they_were`).
-//! 2. Bytes are used again: once enough pictures are on their way none are allocated (test `a_copy_shares_and_outlives`).
+//! 2. Bytes are used again: once as many exist as are ever used at once none are allocated (test `a_copy_shares_and_outlives`,
+//!    `frame_sized` of `linesight bench`).
 
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_video as gst_video;
-
-/// Areas of bytes that are kept for the next picture; more are given back.
-const SPARE: usize = 4;
 
 glib::wrapper! {
     /// Allocates memory whose copies share its bytes.
@@ -53,7 +51,6 @@ pub(super) fn offer(sink: &gst::Element, shared: bool) {
 }
 
 mod allocator {
-    use super::SPARE;
     use gstreamer as gst;
     use gstreamer::glib;
     use gstreamer::prelude::*;
@@ -125,10 +122,40 @@ mod allocator {
         }
     }
 
+    /// So many areas are made together, more than queues, threads and the decoder hold as a rule; they take memory when they are
+    /// written to.
+    const READY: usize = 24;
+
     #[derive(Default)]
     pub struct FrameMemory {
-        /// Bytes that nobody uses.
-        spare: Mutex<Vec<Bytes>>,
+        spare: Mutex<Spare>,
+    }
+
+    /// Bytes that nobody uses; as with any pool, as many as were ever used at once stay until the source is closed.
+    #[derive(Default)]
+    struct Spare {
+        /// Of all of them.
+        layout: Option<Layout>,
+        bytes: Vec<Bytes>,
+    }
+
+    impl Spare {
+        fn take(&mut self, layout: Layout) -> Option<Bytes> {
+            if self.layout != Some(layout) {
+                // pictures of another size do not come back
+                self.bytes.clear();
+                self.bytes.extend((0..READY).map_while(|_| Bytes::new(layout)));
+                self.layout = Some(layout);
+            }
+            // the last used is the nearest
+            self.bytes.pop().or_else(|| Bytes::new(layout))
+        }
+
+        fn put(&mut self, bytes: Bytes) {
+            if self.layout == Some(bytes.layout) {
+                self.bytes.push(bytes);
+            }
+        }
     }
 
     #[glib::object_subclass]
@@ -164,10 +191,8 @@ mod allocator {
             let Some(layout) = whole.and_then(|s| Layout::from_size_align(s.max(1), align + 1).ok()) else {
                 return null_mut();
             };
-            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            let used = spare.iter().position(|b| b.layout == layout).map(|i| spare.swap_remove(i));
-            drop(spare);
-            let Some(bytes) = used.or_else(|| Bytes::new(layout)) else { return null_mut() };
+            let taken = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take(layout);
+            let Some(bytes) = taken else { return null_mut() };
             let zeroed = |flag, from: usize, n: usize| {
                 if params.flags().contains(flag) {
                     // SAFETY: prefix, bytes and padding together are as many as the layout has.
@@ -186,10 +211,7 @@ mod allocator {
             // SAFETY: made by `Block::make`, and given back once, when nobody refers to it any more.
             let block = unsafe { Box::from_raw(memory.cast::<Block>()) };
             if let Some(bytes) = Arc::into_inner(block.bytes) {
-                let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-                if spare.len() < SPARE {
-                    spare.push(bytes);
-                }
+                self.spare.lock().unwrap_or_else(PoisonError::into_inner).put(bytes);
             }
         }
     }
