@@ -4,13 +4,15 @@ use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
 
+/// Name and points.
+pub type Curve = (String, Vec<(f64, f64)>);
+
 /// One pair of axes, both from 0.
 pub struct Panel {
     pub title: &'static str,
     pub x: &'static str,
     pub y: &'static str,
-    /// Name and points of each curve.
-    pub curves: Vec<(String, Vec<(f64, f64)>)>,
+    pub curves: Vec<Curve>,
 }
 
 /// Told apart in grey and by the colour-blind, too (Okabe and Ito 2008).

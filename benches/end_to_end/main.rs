@@ -5,8 +5,8 @@
 //! those of a real run. `LINESIGHT_BENCH_DATA` names a folder with a recording `*-teach.mp4` of good parts to use instead.
 //! Prints tables; the raw results are in target/bench/end_to_end.json.
 //!
-//! After `--`: `--quick` (a minute: one case, two rounds), `--scaling` (also cores, inputs, frame sizes and banks, drawn as curves),
-//! `--rounds N`, `--frames N`.
+//! After `--`: `--quick` (a minute: one case, two rounds), `--scaling` (also cores, inputs, frame sizes and banks, drawn as
+//! curves in target/bench/scaling.svg), `--rounds N`, `--frames N`.
 
 // a benchmark that cannot be set up has nothing to measure
 #![allow(clippy::expect_used)]

@@ -17,7 +17,8 @@ pub struct Report {
     pub more: Vec<(String, Vec<String>)>,
 }
 
-fn n(v: &Value, key: &str) -> f64 {
+/// Not a number where there is none.
+pub fn number(v: &Value, key: &str) -> f64 {
     v[key].as_f64().unwrap_or(f64::NAN)
 }
 
@@ -43,15 +44,15 @@ impl Report {
     pub fn whole(&mut self, case: &Case, o: Value) {
         self.keep("whole", case, None, &o);
         let a = &o["allocations_per_frame"];
-        let ms =
-            ["decode", "prepare", "infer", "head", "end_to_end", "overhead"].map(|k| n(&o, &format!("{k}_cpu_ms")));
+        let ms = ["decode", "prepare", "infer", "head", "end_to_end", "overhead"]
+            .map(|k| number(&o, &format!("{k}_cpu_ms")));
         let mut cells =
             vec![case.size.name(), format!("{}, {}", case.trigger, case.registration), case.precision.to_owned()];
         cells.extend(ms.map(|v| format!("{v:.2}")));
-        cells.push(format!("{:.0} %", n(&o, "efficiency") * 100.0));
-        cells.push(format!("{:.0}", n(&o, "end_to_end_fps")));
-        cells.push(format!("{:.2} / {:.0}", n(a, "frame_sized"), n(a, "small")));
-        cells.push(format!("{:.0}", n(&o, "rss_mb")));
+        cells.push(format!("{:.0} %", number(&o, "efficiency") * 100.0));
+        cells.push(format!("{:.0}", number(&o, "end_to_end_fps")));
+        cells.push(format!("{:.2} / {:.0}", number(a, "frame_sized"), number(a, "small")));
+        cells.push(format!("{:.0}", number(&o, "rss_mb")));
         self.whole.push(row(&cells));
         let lines = o["lines"].as_array().cloned().unwrap_or_default();
         if lines.len() > 1 {
@@ -60,9 +61,9 @@ impl Report {
                     case.size.name(),
                     case.trigger.to_owned(),
                     l["lines"].to_string(),
-                    format!("{:.2}", n(&l, "end_to_end_cpu_ms")),
-                    format!("{:.0}", n(&l, "end_to_end_fps")),
-                    format!("{:.0}", n(&l, "rss_mb")),
+                    format!("{:.2}", number(&l, "end_to_end_cpu_ms")),
+                    format!("{:.0}", number(&l, "end_to_end_fps")),
+                    format!("{:.0}", number(&l, "rss_mb")),
                 ]));
             }
         }
@@ -72,7 +73,7 @@ impl Report {
         self.keep("real time", case, Some(way), &o);
         let cores = way.cores.map_or_else(|| o["machine"]["cores"].to_string(), |c| c.to_string());
         for l in o["lines"].as_array().into_iter().flatten() {
-            let of = |v: &Value| format!("{:.1} / {:.1} / {:.1}", n(v, "p50"), n(v, "p99"), n(v, "max"));
+            let of = |v: &Value| format!("{:.1} / {:.1} / {:.1}", number(v, "p50"), number(v, "p99"), number(v, "max"));
             self.paced.push(row(&[
                 cores.clone(),
                 l["lines"].to_string(),
@@ -81,7 +82,7 @@ impl Report {
                 of(&l["stages_ms"]["infer"]),
                 of(&o["infer_alone_ms"]),
                 of(&l["behind_ms"]),
-                format!("{:.2}", n(l, "end_to_end_cpu_ms")),
+                format!("{:.2}", number(l, "end_to_end_cpu_ms")),
             ]));
         }
     }

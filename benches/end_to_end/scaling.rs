@@ -1,8 +1,8 @@
 //! What throughput depends on, one thing varied at a time.
 
-use crate::curves::{self, Panel};
+use crate::curves::{self, Curve, Panel};
 use crate::footage::{Footage, Size};
-use crate::report::Report;
+use crate::report::{Report, number};
 use crate::{Case, Plan, Way, bench};
 use linesight::detect::Head;
 use linesight::detect::head::{Detector, Family, Member, Term, View};
@@ -20,7 +20,7 @@ pub fn run(plan: &Plan, footage: &Footage, report: &mut Report) {
         .filter(|n| n.is_power_of_two())
         .map(|n| Way { cores: Some(n), ..several })
         .collect();
-    let (mut rows, mut speed) = (Vec::new(), Vec::<Curve>::new());
+    let (mut rows, mut speed) = (Vec::new(), Vec::new());
     for way in &cores {
         let Some(o) = measured(plan, footage, report, &Case::BASE, way) else { continue };
         let cores = way.cores.unwrap_or_default();
@@ -84,18 +84,12 @@ pub fn run(plan: &Plan, footage: &Footage, report: &mut Report) {
     }
 }
 
-type Curve = (String, Vec<(f64, f64)>);
-
 /// Adds a point to the curve of that name.
 fn add(curves: &mut Vec<Curve>, name: String, point: (f64, f64)) {
     match curves.iter_mut().find(|(known, _)| *known == name) {
         Some((_, points)) => points.push(point),
         None => curves.push((name, vec![point])),
     }
-}
-
-fn number(value: &serde_json::Value, key: &str) -> f64 {
-    value[key].as_f64().unwrap_or(f64::NAN)
 }
 
 fn measured(

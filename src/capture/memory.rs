@@ -2,9 +2,9 @@
 //!
 //! libav keeps the pictures that later ones are predicted from mapped for writing, and what is mapped so cannot be shared:
 //! GStreamer copies each such picture when it leaves the decoder, which is each picture of a stream without B-frames. Nobody
-//! writes to it any more, though. A copy of [`FrameMemory`] therefore shares the bytes and cannot be written to. Pictures of
-//! 1080 rows were even copied twice as often: without a pool from downstream the decoder takes one for the 1088 rows that are
-//! encoded, and does not recognise it as its own.
+//! writes to it any more, though. A copy of [`FrameMemory`] therefore shares the bytes and cannot be written to. Of 1080 rows
+//! every picture was copied: without a pool from downstream the decoder takes one for the 1088 rows that are encoded, and does
+//! not recognise it as its own.
 //!
 //! Only for pipelines whose elements are known: one that asks for a copy in order to draw on it would be refused.
 //!
@@ -125,6 +125,8 @@ mod allocator {
     /// So many areas are made together, more than queues, threads and the decoder hold as a rule; they take memory when they are
     /// written to.
     const READY: usize = 24;
+    /// But no more bytes than this: some systems count memory before it is written to.
+    const READY_BYTES: usize = 128 << 20;
 
     #[derive(Default)]
     pub struct FrameMemory {
@@ -144,7 +146,8 @@ mod allocator {
             if self.layout != Some(layout) {
                 // pictures of another size do not come back
                 self.bytes.clear();
-                self.bytes.extend((0..READY).map_while(|_| Bytes::new(layout)));
+                let ready = READY.min(READY_BYTES / layout.size());
+                self.bytes.extend((0..ready).map_while(|_| Bytes::new(layout)));
                 self.layout = Some(layout);
             }
             // the last used is the nearest
