@@ -427,6 +427,10 @@ impl Backbone {
             }
             set("PERFORMANCE_HINT", options.hint.as_str())
                 .failed(|| format!("device {device} takes no performance hint"))?;
+            if is_named(device, "CPU") {
+                // pinned to a core, a stream starves the decoder that happens to run there while another core is idle
+                set("ENABLE_CPU_PINNING", "NO").failed(|| format!("device {device} does not let go of its cores"))?;
+            }
         }
         let wanted = options.device.as_str();
         let cache = Cache::open(&options.key(device.as_str())?);
