@@ -87,7 +87,7 @@ fn head(c: &mut Criterion) {
         basis: Basis::quantised(&(0..n * channels * RANK).map(|i| 0.1 * value(i)).collect::<Vec<_>>(), channels),
         inverse_noise: vec![1.0; n],
     };
-    let bank = Bank::new(channels, (0..1000 * channels).map(value).collect(), vec![0.0; channels]).expect("bank");
+    let bank = Bank::new(channels, (0..1000 * channels).map(value).collect(), vec![0.0; channels], 3).expect("bank");
     let features: Vec<f32> = (0..n * channels).map(|i| value(i + 17)).collect();
     let mut head = Head::new();
     for (name, family) in [("ppca", Family::Ppca(ppca)), ("patchcore", Family::Patchcore(bank))] {

@@ -64,5 +64,6 @@ pub mod prepare;
 mod resample;
 pub mod respond;
 pub mod review;
+mod round;
 pub mod staging;
 pub mod teach;

@@ -117,7 +117,8 @@ const CHANNELS: usize = 152;
 fn bank_ms(vectors: usize) -> f64 {
     let grid = shrink::Size { width: 32, height: 32 };
     let value = |i: usize| ((i.wrapping_mul(2_654_435_761)) >> 8 & 0xffff) as f32 / 65_536.0 - 0.5;
-    let bank = Bank::new(CHANNELS, (0..vectors * CHANNELS).map(value).collect(), vec![0.0; CHANNELS]).expect("a bank");
+    let bank =
+        Bank::new(CHANNELS, (0..vectors * CHANNELS).map(value).collect(), vec![0.0; CHANNELS], 3).expect("a bank");
     let terms = vec![Term { top: 0.0, weight: 1.0 }];
     let member = Member { view: View::PLAIN, family: Family::Patchcore(bank), usual: None, sigma: 1.5, terms };
     let detector = Detector { grid, channels: CHANNELS, members: vec![member] };

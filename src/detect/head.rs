@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn members_add_up_with_their_weights() {
         let grid = Size { width: 2, height: 2 };
-        let bank = Bank::new(1, vec![0.0], vec![0.0]).unwrap();
+        let bank = Bank::new(1, vec![0.0], vec![0.0], 1).unwrap();
         let member = |terms: Vec<Term>| Member {
             view: View::PLAIN,
             family: Family::Patchcore(bank.clone()),

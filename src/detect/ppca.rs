@@ -20,6 +20,7 @@
 use crate::error::{Error, Result};
 use crate::fetch::{LINE, fetch};
 use crate::prepare::shrink::Size;
+use crate::round::ROUND;
 
 /// Directions kept at each position; fewer taught parts leave the rest zero.
 pub const RANK: usize = 16;
@@ -204,9 +205,6 @@ mod avx2 {
         bytemuck::cast([half(0), half(1)])
     }
 }
-
-/// Added to a number of at most 16 bits, it leaves the number, rounded, in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
 
 /// Distance of each position's features from normal. `add` is [`add_pairs`] as the processor has it.
 #[inline(always)]

@@ -61,6 +61,9 @@ pub(super) struct MemberEntry {
     family: String,
     #[serde(flatten)]
     view: ViewEntry,
+    /// Of a bank; packages of before there were several have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    neighbours: Option<usize>,
     sigma: f32,
     terms: Vec<Term>,
 }
@@ -84,6 +87,10 @@ pub(super) fn entries(detector: &Detector) -> Vec<MemberEntry> {
         .map(|m| MemberEntry {
             family: family(m).into(),
             view: ViewEntry { cell: m.view.cell, standardise: m.view.standardise },
+            neighbours: match &m.family {
+                Family::Ppca(_) => None,
+                Family::Patchcore(bank) => Some(bank.neighbours()),
+            },
             sigma: m.sigma,
             terms: m.terms.clone(),
         })
@@ -195,7 +202,8 @@ pub(super) fn parse_normality(
                     inverse_noise: read(&named("inverse_noise"), 2)?,
                 }),
                 PATCHCORE => {
-                    Family::Patchcore(Bank::new(channels, read(&named("vectors"), 2)?, read(&named("centre"), 1)?)?)
+                    let (vectors, centre) = (read(&named("vectors"), 2)?, read(&named("centre"), 1)?);
+                    Family::Patchcore(Bank::new(channels, vectors, centre, m.neighbours.unwrap_or(1))?)
                 }
                 other => return Err(Error::failed(format!("family \"{other}\" is not known"))),
             };
@@ -267,7 +275,7 @@ mod tests {
             basis: Basis::quantised(directions, CHANNELS),
             inverse_noise: vec![2.0; n],
         };
-        let bank = Bank::new(CHANNELS, numbers(5 * CHANNELS, 2), numbers(CHANNELS, 3)).unwrap();
+        let bank = Bank::new(CHANNELS, numbers(5 * CHANNELS, 2), numbers(CHANNELS, 3), 2).unwrap();
         let member = |family, usual| Member {
             view: View::PLAIN,
             family,

@@ -3,6 +3,7 @@
 use super::register::{Reference, statistics};
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
+use crate::round::ROUND;
 use opencv::core::{BORDER_REFLECT_101, CV_32F, Mat};
 use opencv::imgproc;
 use opencv::prelude::*;
@@ -158,10 +159,7 @@ fn change(rgb: &mut [u8], gain: &[f32], offset: &[f32]) {
     }
 }
 
-/// Added to a number below 65536, it leaves the number, rounded, in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
-
-/// The nearest level, 0 to 255. A cast that saturates would take seven times as long: compilers make no vectors of it.
+/// The nearest level, 0 to 255.
 #[inline(always)]
 fn level(value: f32) -> u8 {
     let value = if value > 0.0 { value } else { 0.0 };

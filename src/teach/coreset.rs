@@ -9,7 +9,9 @@ use rayon::prelude::*;
 /// Vectors in a bank: more find little and cost time at every picture.
 pub const VECTORS: usize = 1000;
 /// Patches that are looked at; of more, as many are drawn at random.
-const POOL: usize = 30_000;
+const POOL: usize = 60_000;
+/// A cell's distance is the mean of so many nearest vectors: which patches were chosen matters less.
+const NEIGHBOURS: usize = 3;
 /// Dimensions of the projection, a multiple of [`LANES`].
 const PROJECTED: usize = 48;
 /// Numbers that are added side by side.
@@ -44,7 +46,7 @@ pub fn bank(features: &Features, chosen: &[usize], judged: Option<&[bool]>, seed
         k_center(&projected, wanted)
     };
     let vectors = picked.iter().flat_map(|&k| patch(drawn[k]).iter().zip(&centre).map(|(f, m)| f - m)).collect();
-    Bank::new(c, vectors, centre)
+    Bank::new(c, vectors, centre, NEIGHBOURS)
 }
 
 /// The patches in a random projection, `[patch][PROJECTED]`.
