@@ -37,6 +37,7 @@
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | `lock` | one process per database or folder |
 //! | `resample` | planes of bytes at another size |
+//! | `fetch`, `round` | what processors do faster when told how |
 //! | `hex` | checksums as text |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
