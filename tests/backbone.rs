@@ -58,6 +58,7 @@ fn compile(id: &str, input: Size, precision: Precision) -> Backbone {
         precision,
         allow_fallback: false,
         hint: Hint::Latency,
+        streams: None,
     })
     .unwrap()
 }

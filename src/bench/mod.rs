@@ -20,7 +20,7 @@ pub use machine::Machine;
 pub use outcome::{Lines, Outcome, Spread, Spreads};
 
 use crate::capture::{Capture, Source};
-use crate::detect::{Backbone, Device, Head, Hint};
+use crate::detect::{Backbone, Device, Head};
 use crate::error::{Error, Result};
 use crate::line::{self, Latency, Network};
 use crate::model::Model;
@@ -135,7 +135,7 @@ pub fn run(options: &Options<'_>, stop: &AtomicBool, progress: &dyn Fn(u64, u64)
             .hint("leave --realtime out, or give a recording"));
     }
     let model = Model::load(options.model)?;
-    let backbone = line::arm(&model, options.device, false, Hint::for_source(options.realtime))?;
+    let backbone = line::arm_for(&model, options.device, false, source, options.realtime)?;
     let mut setup = Setup { play: Play { source, realtime: options.realtime, stop }, models: vec![model], backbone };
     let numbers: Vec<usize> = [1].iter().chain(options.lines).copied().collect::<BTreeSet<_>>().into_iter().collect();
 

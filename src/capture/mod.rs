@@ -93,6 +93,16 @@ impl From<Error> for OpenError {
     }
 }
 
+/// Width and height of a recording's frames, by a look at the first one; none for what is no recording, or has no frame.
+pub fn size_of_recording(source: &Source) -> Result<Option<(u32, u32)>> {
+    match source {
+        Source::File(path) if !source::is_image(path) => {
+            Ok(Capture::open(source, false)?.next_frame()?.map(|frame| (frame.width(), frame.height())))
+        }
+        _ => Ok(None),
+    }
+}
+
 impl Capture {
     /// Opens `source`. With `realtime` frames arrive at the recording's own rate, else as fast as they decode.
     pub fn open(source: &Source, realtime: bool) -> Result<Self> {

@@ -4,7 +4,7 @@ use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
 use crate::capture::Source;
 use crate::deliver::{Config, Deliver, Drained, Endpoint, Target, Token};
-use crate::detect::{Backbone, Device, Hint, runtime};
+use crate::detect::{Backbone, Device, runtime};
 use crate::error::{Context, Error, Result};
 use crate::judge::truth::{Comparison, Truth};
 use crate::line::{self, Judged, Latency, Line, Stages, Totals};
@@ -189,8 +189,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         staging::check_destination(out, RESULTS)?;
     }
     let model = load(&a.model)?;
-    let hint = Hint::for_source(a.realtime || source.is_live());
-    let mut backbone = line::arm(&model, &a.device, a.allow_fallback, hint)?;
+    let mut backbone = line::arm_for(&model, &a.device, a.allow_fallback, &source, a.realtime)?;
     let deliver = match &a.review {
         Some(url) => {
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;

@@ -264,11 +264,31 @@ impl Options {
         let mut hash = Sha256::new();
         hash.update(checksum(&self.backbone, self.precision)?);
         let Size { width, height } = self.input;
-        hash.update(format!("{width}x{height} {device} {} {}", self.precision.as_str(), self.hint.as_str()));
+        let (precision, hint) = (self.precision.as_str(), self.hint.as_str());
+        hash.update(format!("{width}x{height} {device} {precision} {hint} {:?}", self.streams));
         // a processor of another kind runs other code, another runtime has another format
         hash.update(runtime::identity()?);
         Ok(hex(&hash.finalize()))
     }
+}
+
+/// Inferences that a CPU with so many `cores` should run at once beside the one thread that decodes `frames`: all cores but
+/// one where that is enough, so that no stream takes the decoder's core, else all.
+///
+/// With d, n, o the times of decoding, network and all else a frame, c cores make c / (d + n + o) frames and s streams s / n: so
+/// c - 1 are enough where (c - 1) (d + o) >= n. Times are in proportion to the pixels, and to each other the same on most machines
+/// (docs/6-operate.md).
+pub fn streams_beside(frames: Size, input: Size, precision: Precision, cores: usize) -> usize {
+    /// Nanoseconds a pixel of the frame: decoding H.264, and shrinking; and of the network's input.
+    const FRAME: f64 = 1.9;
+    let network = match precision {
+        Precision::Int8 => 42.0,
+        Precision::Bf16 => 47.0,
+        Precision::F32 => 93.0,
+    };
+    let rest = cores.saturating_sub(1);
+    let is_enough = rest as f64 * FRAME * frames.area() as f64 >= network * input.area() as f64;
+    if is_enough { rest } else { cores.max(1) }
 }
 
 impl Hint {
@@ -297,6 +317,8 @@ pub struct Options {
     /// Accept that a named device does not run and another does.
     pub allow_fallback: bool,
     pub hint: Hint,
+    /// Inferences that a CPU runs at once, each on one core; none: what OpenVINO makes of the hint. See [`streams_beside`].
+    pub streams: Option<usize>,
 }
 
 /// A compiled network and its pool size.
@@ -430,6 +452,11 @@ impl Backbone {
             if is_named(device, "CPU") {
                 // pinned to a core, a stream starves the decoder that happens to run there while another core is idle
                 set("ENABLE_CPU_PINNING", "NO").failed(|| format!("device {device} does not let go of its cores"))?;
+                if let Some(n) = options.streams {
+                    set("NUM_STREAMS", &n.to_string())
+                        .and_then(|()| set("INFERENCE_NUM_THREADS", &n.to_string()))
+                        .failed(|| format!("device {device} does not run {n} inferences at once"))?;
+                }
             }
         }
         let wanted = options.device.as_str();
@@ -563,6 +590,17 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_core_is_left_to_the_decoder_where_the_others_are_enough() {
+        let input = Size { width: 336, height: 192 };
+        let streams = |width, height, cores| streams_beside(Size { width, height }, input, Precision::Int8, cores);
+        assert_eq!([1, 2, 3, 8].map(|cores| streams(1280, 720, cores)), [1, 2, 2, 7]);
+        assert_eq!([1, 2, 3, 8].map(|cores| streams(1920, 1080, cores)), [1, 1, 2, 7]);
+        assert_eq!([2, 4].map(|cores| streams(640, 360, cores)), [2, 4]);
+        let f32 = |cores| streams_beside(Size { width: 1920, height: 1080 }, input, Precision::F32, cores);
+        assert_eq!([2, 3].map(f32), [2, 2]);
+    }
 
     #[test]
     fn devices_that_are_not_there_are_refused_or_left_out() {

@@ -19,10 +19,10 @@ mod verdicts;
 pub use alone::{infer_only, infer_paced};
 pub use measure::{Latency, Stages};
 
-use crate::capture::{CameraOptions, Source, Watchdog};
+use crate::capture::{self, CameraOptions, Source, Watchdog};
 use crate::deliver::live_picture::LivePicture;
 use crate::deliver::{Deliver, Pictures};
-use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request};
+use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request, streams_beside};
 use crate::detect::{AnomalyMap, Device, Head, Hint, Precision};
 use crate::error::{Error, Result};
 use crate::event::{Rect, Region, Verdict};
@@ -36,7 +36,7 @@ use crate::observe::pulse::{self, Pulse};
 use crate::picture;
 use crate::prepare::placement::Placement;
 use crate::prepare::register::Reference;
-use crate::prepare::shrink::Crop;
+use crate::prepare::shrink::{Crop, Size};
 use crate::respond::Respond;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use feed::{Feed, Frames, SkippedList, capture_frames};
@@ -244,12 +244,38 @@ pub fn network_of(model: &Model, device: &Device, allow_fallback: bool, hint: Hi
         precision: model.precision,
         allow_fallback,
         hint,
+        streams: None,
     }
 }
 
 /// Compiles the model's network for the device that runs it, and checks that it gives the scores it gave when it was taught.
 pub fn arm(model: &Model, device: &Device, allow_fallback: bool, hint: Hint) -> Result<Backbone> {
-    let mut backbone = Backbone::compile(&network_of(model, device, allow_fallback, hint))?;
+    compiled(model, &network_of(model, device, allow_fallback, hint))
+}
+
+/// As [`arm`], as it suits `source`: one that comes at its own rate (`realtime`, or live), or one that is read as fast as
+/// possible.
+pub fn arm_for(
+    model: &Model,
+    device: &Device,
+    allow_fallback: bool,
+    source: &Source,
+    realtime: bool,
+) -> Result<Backbone> {
+    let hint = Hint::for_source(realtime || source.is_live());
+    let mut options = network_of(model, device, allow_fallback, hint);
+    if hint == Hint::Throughput
+        && let Some((width, height)) = capture::size_of_recording(source)?
+    {
+        let frames = Size { width, height };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        options.streams = Some(streams_beside(frames, options.input, options.precision, cores));
+    }
+    compiled(model, &options)
+}
+
+fn compiled(model: &Model, options: &BackboneOptions) -> Result<Backbone> {
+    let mut backbone = Backbone::compile(options)?;
     check_parity(model, &mut backbone)?;
     Ok(backbone)
 }

@@ -130,6 +130,7 @@ pub fn calibrate(
         precision,
         allow_fallback,
         hint: Hint::Throughput,
+        streams: None,
     })?;
     let mut parts = parts::collect(good, model.trigger, model.roi, model.locator.as_ref(), progress)?.parts;
     check_count(&parts)?;

@@ -201,6 +201,7 @@ pub fn teach(options: &Options, progress: Progress<'_>) -> Result<(Model, Report
         precision: options.precision,
         allow_fallback: options.allow_fallback,
         hint: Hint::Throughput,
+        streams: None,
     };
     let Chosen { recipe, side, why, candidates } =
         select::choose(options, &parts, &sides, &posed, &judged, &compiled, progress)?;
