@@ -93,10 +93,11 @@ impl From<Error> for OpenError {
     }
 }
 
-/// Width and height of a recording's frames, by a look at the first one; none for what is no recording, or has no frame.
+/// Width and height of a recording's frames, by a look at the first one; none for what is no recording, has no frame, or can be
+/// read only once.
 pub fn size_of_recording(source: &Source) -> Result<Option<(u32, u32)>> {
     match source {
-        Source::File(path) if !source::is_image(path) => {
+        Source::File(path) if path.is_file() && !source::is_image(path) => {
             Ok(Capture::open(source, false)?.next_frame()?.map(|frame| (frame.width(), frame.height())))
         }
         _ => Ok(None),
