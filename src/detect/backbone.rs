@@ -272,8 +272,8 @@ impl Options {
     }
 }
 
-/// Inferences that a CPU with so many `cores` should run at once beside the one thread that decodes `frames`: all cores but
-/// one where that is enough, so that no stream takes the decoder's core, else all.
+/// Inferences that a CPU with so many `cores` should run at once beside the decoding of one source's `frames`: all cores but
+/// one where that is enough, so that no stream takes the decoder's core, else all. Measured on two cores.
 ///
 /// With d, n, o the times of decoding, network and all else a frame, c cores make c / (d + n + o) frames and s streams s / n: so
 /// c - 1 are enough where (c - 1) (d + o) >= n. Times are in proportion to the pixels, and to each other the same on most machines

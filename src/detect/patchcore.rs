@@ -38,7 +38,7 @@ struct Pairs([i16; 2 * LANES]);
 type Sums = [i32; LANES];
 
 /// The least values of a search so far, in each lane in order.
-type Least = [[f32; LANES]; MOST_NEIGHBOURS];
+type Least<const N: usize = LANES> = [[f32; N]; MOST_NEIGHBOURS];
 
 /// The taught vectors.
 #[derive(Debug, Clone, PartialEq)]
@@ -276,7 +276,7 @@ const CELLS: usize = 4;
 
 /// Puts each value where it belongs among the least of its lane.
 #[inline(always)]
-fn insert(least: &mut Least, mut values: [f32; LANES]) {
+fn insert<const N: usize>(least: &mut Least<N>, mut values: [f32; N]) {
     for least in least {
         for (least, value) in least.iter_mut().zip(&mut values) {
             let (low, high) = if *value < *least { (*value, *least) } else { (*least, *value) };
@@ -287,17 +287,11 @@ fn insert(least: &mut Least, mut values: [f32; LANES]) {
 
 /// Mean of the `k` least distances; `own` is the cell's squared length.
 fn mean_distance(least: &Least, own: f32, k: usize) -> f32 {
-    let mut nearest = [f32::INFINITY; MOST_NEIGHBOURS];
-    for &value in least.as_flattened() {
-        let mut value = value;
-        for near in &mut nearest {
-            let (low, high) = if value < *near { (value, *near) } else { (*near, value) };
-            (*near, value) = (low, high);
-        }
-    }
+    let mut nearest = [[f32::INFINITY]; MOST_NEIGHBOURS];
+    least.as_flattened().iter().for_each(|&value| insert(&mut nearest, [value]));
     let sum: f32 = nearest[..k]
         .iter()
-        .map(|near| own + 2.0 * near)
+        .map(|[near]| own + 2.0 * near)
         // not `max`, which makes a number of none
         .map(|squared| if squared < 0.0 { 0.0 } else { squared.sqrt() })
         .sum();
