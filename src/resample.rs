@@ -1,5 +1,5 @@
 //! The triangle kernel: a separable resampling filter as wide as the pixels it makes (bilinear with anti-aliasing), on
-//! planes of bytes. Vertical first, so that each row is read where it lies; then horizontal, eight rows side by side in the
+//! planes of bytes. Vertical first, so that each row is read where it lies; then horizontal, sixteen rows side by side in the
 //! lanes of a vector, so that neither pass gathers.
 //!
 //! Own code, because what the ecosystem has makes its coefficients anew for each plane (a thousand small allocations a frame)
@@ -8,6 +8,7 @@
 //! Invariants:
 //! 1. A result is within one level of the kernel's exact value (test `is_the_triangle_kernel`).
 //! 2. Once the sizes are known nothing is allocated.
+//! 3. What is written for AVX2 gives the same bytes as what is not (test `every_processor_gives_the_same`).
 
 use crate::fetch::{LINE, fetch};
 
@@ -30,8 +31,8 @@ pub struct Source<'a> {
     pub channels: usize,
 }
 
-/// Rows that are made together: 16 bits of each are one vector of 128 bits.
-const ROWS: usize = 8;
+/// Rows that are made together: 16 bits of each are one vector of 256 bits.
+const ROWS: usize = 16;
 /// A vector of 512 bits; narrower ones take several.
 const LANES: usize = 32;
 /// Bytes of a row that are summed in registers: two vectors, each of which holds the first bytes of pairs and the second ones.
@@ -45,9 +46,9 @@ struct Kernel {
     taps: usize,
     /// For each pixel made, the first source pixel that it is made of.
     first: Vec<u32>,
-    /// `taps` weights a pixel made, of 65536 together. Each stands there as a vector: of a scalar that is spread in a loop
-    /// compilers do not see that a multiplication in 16 bits will do.
-    weights: Vec<[u16; ROWS]>,
+    /// `taps` weights a pixel made, of 65536 together. Each stands there twice: 32 bits are spread over a vector as they are
+    /// loaded, 16 are not.
+    weights: Vec<[u16; 2]>,
 }
 
 /// Resamples planes; keeps its scratch memory and its last kernels.
@@ -55,7 +56,8 @@ struct Kernel {
 pub struct Resampler {
     kernels: Vec<Kernel>,
     next: usize,
-    /// Those of the row that is made, each spread over a vector.
+    /// Those of the row that is made, each spread over a vector: of a scalar that is spread in a loop compilers do not see
+    /// that a multiplication in 16 bits will do.
     weights: Vec<[u16; LANES]>,
     rows: Vec<u16>,
     lanes: Vec<[u16; ROWS]>,
@@ -88,11 +90,9 @@ impl Resampler {
                 self.weights.extend(weights.iter().map(|w| [w[0]; LANES]));
                 vertical(&source.data[from..], source.stride, &self.weights, bias(ky.taps), ahead, row);
             }
-            interleave(&self.rows, bytemuck::cast_slice_mut(&mut self.lanes));
+            interleave(&self.rows, &mut self.lanes);
             horizontal(&self.lanes, source.channels, kx, &mut self.small);
-            for (r, to) in group.chunks_exact_mut(line).enumerate() {
-                pick(bytemuck::cast_slice(&self.small), r, to);
-            }
+            pick(&self.small, group);
         }
     }
 
@@ -112,6 +112,11 @@ impl Resampler {
 }
 
 impl Kernel {
+    /// The first source pixel that any pixel is made of.
+    fn left(&self) -> usize {
+        self.first.first().map_or(0, |&first| first as usize)
+    }
+
     fn make(&mut self, axis: Axis) {
         let scale = axis.length / axis.n as f64;
         let reach = scale.max(1.0);
@@ -119,7 +124,7 @@ impl Kernel {
         self.taps = ((2.0 * reach).ceil() as usize).min(axis.limit);
         self.first.clear();
         self.weights.clear();
-        self.weights.resize(self.taps * axis.n, [0; ROWS]);
+        self.weights.resize(self.taps * axis.n, [0; 2]);
         for (i, weights) in self.weights.chunks_exact_mut(self.taps).enumerate() {
             let centre = axis.start + (i as f64 + 0.5) * scale;
             // the first whose middle the kernel reaches
@@ -133,7 +138,7 @@ impl Kernel {
                 exact += height(k) / sum * 65536.0;
                 let upto = (exact + 0.5) as u32;
                 // a single weight of 65536 does not fit: one less gives the same bytes
-                *weight = [(upto - given).min(65535) as u16; ROWS];
+                *weight = [(upto - given).min(65535) as u16; 2];
                 given = upto;
             }
         }
@@ -204,61 +209,169 @@ fn vertical_block(
     out.as_chunks_mut::<2>().0.iter_mut().zip(pairs).for_each(|(to, (&a, &b))| *to = [a, b]);
 }
 
-/// From [`ROWS`] rows, one after the other, to columns of [`ROWS`] values; each column is two of `columns`.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn interleave(rows: &[u16], columns: &mut [u64]) {
-    let (columns, _) = columns.as_chunks_mut::<2>();
-    let n = columns.len();
-    for (half, rows) in rows.chunks_exact(4 * n).enumerate() {
-        let (a, rows) = rows.split_at(n);
-        let (b, rows) = rows.split_at(n);
-        let (c, d) = rows.split_at(n);
-        for ((((to, &a), &b), &c), &d) in columns.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            to[half] = u64::from(a) | (u64::from(b) << 16) | (u64::from(c) << 32) | (u64::from(d) << 48);
-        }
+/// From [`ROWS`] rows, one after the other, to columns.
+fn interleave(rows: &[u16], columns: &mut [[u16; ROWS]]) {
+    #[cfg(target_arch = "x86_64")]
+    if columns.len() >= x86::AT_ONCE && std::is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has what the function is made of
+        return unsafe { x86::interleave(rows, columns) };
     }
+    plain::interleave(rows, columns);
 }
 
 /// Columns of the pixels that `kernel` makes, from columns that begin with the first that it needs.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn horizontal(columns: &[[u16; ROWS]], channels: usize, kernel: &Kernel, out: &mut [[u16; ROWS]]) {
-    match channels {
-        1 => horizontal_of::<1>(columns, kernel, out),
-        2 => horizontal_of::<2>(columns, kernel, out),
-        3 => horizontal_of::<3>(columns, kernel, out),
-        _ => horizontal_of::<4>(columns, kernel, out),
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has what the functions are made of
+        return unsafe {
+            match channels {
+                1 => x86::horizontal::<1>(columns, kernel, out),
+                2 => x86::horizontal::<2>(columns, kernel, out),
+                3 => x86::horizontal::<3>(columns, kernel, out),
+                _ => x86::horizontal::<4>(columns, kernel, out),
+            }
+        };
     }
+    plain::horizontal(columns, channels, kernel, out);
 }
 
-#[inline(always)]
-fn horizontal_of<const N: usize>(columns: &[[u16; ROWS]], kernel: &Kernel, out: &mut [[u16; ROWS]]) {
-    let (columns, _) = columns.as_chunks::<N>();
-    let (out, _) = out.as_chunks_mut::<N>();
-    let (bias, left) = (bias(kernel.taps), kernel.first.first().map_or(0, |&f| f as usize));
-    for ((to, &first), weights) in out.iter_mut().zip(&kernel.first).zip(kernel.weights.chunks_exact(kernel.taps)) {
-        let from = &columns[first as usize - left..];
-        let mut sums = [[bias; ROWS]; N];
-        for (k, weight) in weights.iter().enumerate() {
-            // a way out of the loop keeps compilers from gathering several taps for one vector
-            let Some(pixel) = from.get(k) else { break };
-            for (sums, column) in sums.iter_mut().zip(pixel) {
-                for ((sum, &value), &weight) in sums.iter_mut().zip(column).zip(weight) {
-                    *sum = sum.saturating_add(weigh(value, weight));
+/// From columns to rows of bytes, as many as there are.
+fn pick(columns: &[[u16; ROWS]], rows: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if columns.len() >= x86::AT_ONCE && std::is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has what the function is made of
+        return unsafe { x86::pick(columns, rows) };
+    }
+    plain::pick(columns, rows);
+}
+
+mod plain {
+    use super::{Kernel, ROWS, bias, weigh};
+
+    pub fn interleave(rows: &[u16], columns: &mut [[u16; ROWS]]) {
+        for (r, row) in rows.chunks_exact(columns.len()).enumerate() {
+            columns.iter_mut().zip(row).for_each(|(column, &value)| column[r] = value);
+        }
+    }
+
+    pub fn horizontal(columns: &[[u16; ROWS]], channels: usize, kernel: &Kernel, out: &mut [[u16; ROWS]]) {
+        let left = kernel.left();
+        let made = out.chunks_exact_mut(channels).zip(&kernel.first).zip(kernel.weights.chunks_exact(kernel.taps));
+        for ((to, &first), weights) in made {
+            to.fill([bias(kernel.taps); ROWS]);
+            let from = columns[(first as usize - left) * channels..].chunks_exact(channels);
+            for (pixel, [weight, _]) in from.zip(weights) {
+                for (sums, column) in to.iter_mut().zip(pixel) {
+                    sums.iter_mut().zip(column).for_each(|(sum, &v)| *sum = sum.saturating_add(weigh(v, *weight)));
                 }
             }
         }
-        *to = sums;
+    }
+
+    pub fn pick(columns: &[[u16; ROWS]], rows: &mut [u8]) {
+        for (r, row) in rows.chunks_exact_mut(columns.len()).enumerate() {
+            // the nearest level; no sum is higher than 255 levels and the bias
+            row.iter_mut().zip(columns).for_each(|(to, column)| *to = (column[r].saturating_add(128) >> 8) as u8);
+        }
     }
 }
 
-/// Row `r` of columns, each two of `columns`, as bytes.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn pick(columns: &[u64], r: usize, out: &mut [u8]) {
-    let (half, shift) = (r / 4, 16 * (r % 4));
-    for (to, column) in out.iter_mut().zip(columns.as_chunks::<2>().0) {
-        let value = (column[half] >> shift) as u16;
-        // the nearest level; no sum is higher than 255 levels and the bias
-        *to = (value.saturating_add(128) >> 8) as u8;
+/// By hand: compilers gather and scatter single values instead.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Kernel, ROWS, bias};
+    use std::arch::x86_64::{
+        __m256i, _mm256_adds_epu16, _mm256_mulhi_epu16, _mm256_packus_epi16, _mm256_set1_epi16, _mm256_set1_epi32,
+        _mm256_srli_epi16, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi16,
+        _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    };
+
+    /// Columns that are read or made together.
+    pub const AT_ONCE: usize = 16;
+    const HALF: usize = ROWS / 2;
+
+    /// The 8 x 8 values in the first halves of eight vectors, and those in the second halves, are transposed.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transposed(v: [__m256i; 8]) -> [__m256i; 8] {
+        let mut w = v;
+        for i in [0, 2, 4, 6] {
+            w[i] = _mm256_unpacklo_epi16(v[i], v[i + 1]);
+            w[i + 1] = _mm256_unpackhi_epi16(v[i], v[i + 1]);
+        }
+        let mut v = w;
+        for i in [0, 1, 4, 5] {
+            v[i] = _mm256_unpacklo_epi32(w[i], w[i + 2]);
+            v[i + 2] = _mm256_unpackhi_epi32(w[i], w[i + 2]);
+        }
+        for (i, pair) in [(0, 0), (2, 2), (1, 4), (3, 6)] {
+            w[pair] = _mm256_unpacklo_epi64(v[i], v[i + 4]);
+            w[pair + 1] = _mm256_unpackhi_epi64(v[i], v[i + 4]);
+        }
+        w
+    }
+
+    /// Where blocks of [`AT_ONCE`] of `n` begin; the last one where a whole one still fits.
+    fn blocks(n: usize) -> impl Iterator<Item = usize> {
+        (0..n.div_ceil(AT_ONCE)).map(move |i| (i * AT_ONCE).min(n - AT_ONCE))
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn interleave(rows: &[u16], columns: &mut [[u16; ROWS]]) {
+        let n = columns.len();
+        for (half, rows) in rows.chunks_exact(HALF * n).enumerate() {
+            let rows: [&[u16]; HALF] = std::array::from_fn(|r| &rows[r * n..(r + 1) * n]);
+            for at in blocks(n) {
+                let values =
+                    rows.map(|row| bytemuck::cast(row[at..].first_chunk::<AT_ONCE>().copied().unwrap_or_default()));
+                for (i, two) in transposed(values).into_iter().enumerate() {
+                    let two: [[u16; HALF]; 2] = bytemuck::cast(two);
+                    columns[at + i].as_chunks_mut().0[half] = two[0];
+                    columns[at + i + HALF].as_chunks_mut().0[half] = two[1];
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn horizontal<const N: usize>(columns: &[[u16; ROWS]], kernel: &Kernel, out: &mut [[u16; ROWS]]) {
+        let (columns, _) = columns.as_chunks::<N>();
+        let (out, _) = out.as_chunks_mut::<N>();
+        let (bias, left) = (_mm256_set1_epi16(bias(kernel.taps) as i16), kernel.left());
+        for ((to, &first), weights) in out.iter_mut().zip(&kernel.first).zip(kernel.weights.chunks_exact(kernel.taps)) {
+            let mut sums = [bias; N];
+            for (&weight, pixel) in weights.iter().zip(&columns[first as usize - left..]) {
+                let weight = _mm256_set1_epi32(bytemuck::cast(weight));
+                for (sum, &column) in sums.iter_mut().zip(pixel) {
+                    *sum = _mm256_adds_epu16(*sum, _mm256_mulhi_epu16(bytemuck::cast(column), weight));
+                }
+            }
+            *to = sums.map(bytemuck::cast);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn pick(columns: &[[u16; ROWS]], rows: &mut [u8]) {
+        let n = columns.len();
+        for at in blocks(n) {
+            let levels = |i: usize| {
+                // the nearest level; no sum is higher than 255 levels and the bias
+                let sums = _mm256_adds_epu16(bytemuck::cast(columns[at + i]), _mm256_set1_epi16(128));
+                _mm256_srli_epi16::<8>(sums)
+            };
+            let first = transposed(std::array::from_fn(levels));
+            let second = transposed(std::array::from_fn(|i| levels(i + HALF)));
+            // of two halves each: a row and the one HALF further on
+            for (r, (first, second)) in first.into_iter().zip(second).enumerate() {
+                let two: [[u8; AT_ONCE]; 2] = bytemuck::cast(_mm256_packus_epi16(first, second));
+                for (r, row) in [r, r + HALF].into_iter().zip(two) {
+                    if let Some(to) = rows.get_mut(r * n + at..).and_then(|to| to.first_chunk_mut()) {
+                        *to = row;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -319,6 +432,31 @@ mod tests {
             for (made, exact) in out.iter().zip(exact(source, across, down)) {
                 prop_assert!((f64::from(*made) - exact).abs() < 1.0, "{made} instead of {exact}");
             }
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[test]
+        fn every_processor_gives_the_same(across in axis(), channels in 1..5usize, made in 1..=ROWS, seed: u64) {
+            if !std::is_x86_feature_detected!("avx2") {
+                return Ok(());
+            }
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut kernel = Kernel { axis: across, taps: 0, first: Vec::new(), weights: Vec::new() };
+            kernel.make(across);
+            let (n, line) = ((across.limit - kernel.left()) * channels, across.n * channels);
+            let rows: Vec<u16> = (0..ROWS * n).map(|_| rng.u16(..=0xff00)).collect();
+            let mut columns = [(); 2].map(|()| vec![[0; ROWS]; n]);
+            let mut narrow = [(); 2].map(|()| vec![[0; ROWS]; line]);
+            let mut bytes = [(); 2].map(|()| vec![0; made * line]);
+            plain::interleave(&rows, &mut columns[0]);
+            interleave(&rows, &mut columns[1]);
+            prop_assert!(columns[0] == columns[1]);
+            plain::horizontal(&columns[0], channels, &kernel, &mut narrow[0]);
+            horizontal(&columns[0], channels, &kernel, &mut narrow[1]);
+            prop_assert!(narrow[0] == narrow[1]);
+            plain::pick(&narrow[0], &mut bytes[0]);
+            pick(&narrow[0], &mut bytes[1]);
+            prop_assert!(bytes[0] == bytes[1]);
         }
 
         #[test]
