@@ -20,10 +20,11 @@ pub use machine::Machine;
 pub use outcome::{Lines, Outcome, Spread, Spreads};
 
 use crate::capture::{Capture, Source};
-use crate::detect::{Backbone, Device, Head};
+use crate::detect::{Backbone, Device, Head, Hint};
 use crate::error::{Error, Result};
 use crate::line::{self, Latency, Network};
 use crate::model::Model;
+use crate::prepare::shrink::Size;
 use lines::{Play, Setup, Whole};
 use machine::{forget_peak_rss, peak_rss_mb, process_cpu};
 use outcome::spread;
@@ -65,23 +66,23 @@ fn measure<T>(frames: u64, work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)
 /// What a source holds.
 struct Footage {
     frames: u64,
-    /// Pixels of the first frame's luma plane.
-    luma: usize,
+    /// The first frame's.
+    size: Size,
     /// Frames a second, by the frames' own times.
     fps: Option<f64>,
 }
 
 fn decode_only(source: &Source) -> Result<Footage> {
     let mut capture = Capture::open(source, false)?;
-    let (mut frames, mut luma, mut first, mut last) = (0, 0, None, None);
+    let (mut frames, mut size, mut first, mut last) = (0, Size::default(), None, None);
     while let Some(frame) = capture.next_frame()? {
         if frames == 0 {
-            (luma, first) = (frame.width() as usize * frame.height() as usize, frame.pts_ns);
+            (size, first) = (Size { width: frame.width(), height: frame.height() }, frame.pts_ns);
         }
         (frames, last) = (frames + 1, frame.pts_ns);
     }
     let took = first.zip(last).map(|(first, last)| last.saturating_sub(first)).filter(|t| *t > 0);
-    Ok(Footage { frames, luma, fps: took.map(|t| (frames - 1) as f64 * 1e9 / t as f64) })
+    Ok(Footage { frames, size, fps: took.map(|t| (frames - 1) as f64 * 1e9 / t as f64) })
 }
 
 /// Features of real pictures, to be scored.
@@ -135,7 +136,13 @@ pub fn run(options: &Options<'_>, stop: &AtomicBool, progress: &dyn Fn(u64, u64)
             .hint("leave --realtime out, or give a recording"));
     }
     let model = Model::load(options.model)?;
-    let backbone = line::arm_for(&model, options.device, false, source, options.realtime)?;
+    // as `inspect` does; several lines have several decoders
+    let alone = options.lines.iter().all(|&lines| lines == 1);
+    let backbone = if footage.fps.is_some() && !options.realtime && alone && options.device.may_be_cpu() {
+        line::arm_beside_decoder(&model, options.device, false, footage.size)
+    } else {
+        line::arm(&model, options.device, false, Hint::for_source(options.realtime))
+    }?;
     let mut setup = Setup { play: Play { source, realtime: options.realtime, stop }, models: vec![model], backbone };
     let numbers: Vec<usize> = [1].iter().chain(options.lines).copied().collect::<BTreeSet<_>>().into_iter().collect();
 
@@ -183,7 +190,7 @@ pub fn run(options: &Options<'_>, stop: &AtomicBool, progress: &dyn Fn(u64, u64)
             }
         }
     }
-    let allocations = setup.allocations(footage.luma / 2)?;
+    let allocations = setup.allocations(footage.size.area() / 2)?;
     let mut outcome = Outcome::of(&setup, &rounds, &numbers, &memory);
     outcome.rounds = options.rounds;
     (outcome.frames, outcome.parts, outcome.source_fps, outcome.requests) = (frames, parts, footage.fps, requests);

@@ -2,13 +2,14 @@
 
 use super::terminal::{Progress, stop_flag};
 use super::{print_json, print_text};
-use crate::capture::Source;
+use crate::capture::{self, Source};
 use crate::deliver::{Config, Deliver, Drained, Endpoint, Target, Token};
-use crate::detect::{Backbone, Device, runtime};
+use crate::detect::{Backbone, Device, Hint, runtime};
 use crate::error::{Context, Error, Result};
 use crate::judge::truth::{Comparison, Truth};
 use crate::line::{self, Judged, Latency, Line, Stages, Totals};
 use crate::model::Model;
+use crate::prepare::shrink::Size;
 use crate::staging::{self, Staging};
 use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
@@ -189,7 +190,15 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
         staging::check_destination(out, RESULTS)?;
     }
     let model = load(&a.model)?;
-    let mut backbone = line::arm_for(&model, &a.device, a.allow_fallback, &source, a.realtime)?;
+    let hint = Hint::for_source(a.realtime || source.is_live());
+    let frames = match hint {
+        Hint::Throughput if a.device.may_be_cpu() => capture::size_of_recording(&source)?,
+        _ => None,
+    };
+    let mut backbone = match frames {
+        Some((width, height)) => line::arm_beside_decoder(&model, &a.device, a.allow_fallback, Size { width, height }),
+        None => line::arm(&model, &a.device, a.allow_fallback, hint),
+    }?;
     let deliver = match &a.review {
         Some(url) => {
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;

@@ -177,6 +177,12 @@ impl Device {
         if !resolved.is_empty() && resolved.iter().all(fast) { Precision::Int8 } else { Precision::F32 }
     }
 
+    /// Whether it can be decided that the CPU runs the network.
+    pub fn may_be_cpu(&self) -> bool {
+        let named = self.named();
+        named.is_empty() || named.iter().any(|d| is_named(d, "CPU"))
+    }
+
     /// Devices that were named one by one, without the virtual device in front.
     fn named(&self) -> Vec<&str> {
         match self.0.split_once(':') {

@@ -19,7 +19,7 @@ mod verdicts;
 pub use alone::{infer_only, infer_paced};
 pub use measure::{Latency, Stages};
 
-use crate::capture::{self, CameraOptions, Source, Watchdog};
+use crate::capture::{CameraOptions, Source, Watchdog};
 use crate::deliver::live_picture::LivePicture;
 use crate::deliver::{Deliver, Pictures};
 use crate::detect::backbone::{Backbone, Options as BackboneOptions, Request, streams_beside};
@@ -253,24 +253,12 @@ pub fn arm(model: &Model, device: &Device, allow_fallback: bool, hint: Hint) -> 
     compiled(model, &network_of(model, device, allow_fallback, hint))
 }
 
-/// As [`arm`], as it suits `source`: one that comes at its own rate (`realtime`, or live), or one that is read as fast as
-/// possible.
-pub fn arm_for(
-    model: &Model,
-    device: &Device,
-    allow_fallback: bool,
-    source: &Source,
-    realtime: bool,
-) -> Result<Backbone> {
-    let hint = Hint::for_source(realtime || source.is_live());
-    let mut options = network_of(model, device, allow_fallback, hint);
-    if hint == Hint::Throughput
-        && let Some((width, height)) = capture::size_of_recording(source)?
-    {
-        let frames = Size { width, height };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        options.streams = Some(streams_beside(frames, options.input, options.precision, cores));
-    }
+/// As [`arm`], for a recording that is read as fast as possible: where the other cores are enough for the network, one is left
+/// to the decoder of its `frames`.
+pub fn arm_beside_decoder(model: &Model, device: &Device, allow_fallback: bool, frames: Size) -> Result<Backbone> {
+    let mut options = network_of(model, device, allow_fallback, Hint::Throughput);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    options.streams = Some(streams_beside(frames, options.input, options.precision, cores));
     compiled(model, &options)
 }
 
