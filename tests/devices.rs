@@ -81,7 +81,17 @@ fn teaching_says_what_ran() {
     let folder = folder();
     let out = folder.path().join("model");
     let teach = |device: &str, more: &[&str]| {
-        let arguments = ["teach", "--json", "--good", good_stills().to_str().unwrap(), "--device", device, "--out"];
+        let arguments = [
+            "teach",
+            "--json",
+            "--method",
+            "ppca",
+            "--good",
+            good_stills().to_str().unwrap(),
+            "--device",
+            device,
+            "--out",
+        ];
         linesight(arguments.iter().copied().chain([out.to_str().unwrap()]).chain(more.iter().copied()))
     };
     if !has_device("GPU") {
@@ -100,7 +110,8 @@ fn teaching_says_what_ran() {
 /// Teaches the stills on the CPU, and gives the report and the package.
 fn taught(folder: &Path, name: &str, more: &[&str]) -> (Value, PathBuf) {
     let out = folder.join(name);
-    let base = ["teach", "--json", "--device", "CPU", "--good", good_stills().to_str().unwrap(), "--out"];
+    let good = good_stills().to_str().unwrap();
+    let base = ["teach", "--json", "--device", "CPU", "--method", "ppca", "--good", good, "--out"];
     let report = linesight(base.iter().copied().chain([out.to_str().unwrap()]).chain(more.iter().copied())).json();
     (report, out)
 }

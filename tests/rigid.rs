@@ -119,6 +119,13 @@ struct Taught {
     report: Value,
 }
 
+impl Taught {
+    /// What was chosen, so that it is not chosen again.
+    fn method(&self) -> &str {
+        self.report["method"].as_str().unwrap()
+    }
+}
+
 static TAUGHT: LazyLock<Taught> = LazyLock::new(|| {
     let (teach, judged, odd, model) = (shared("teach"), shared("judged"), shared("odd"), shared("bolt"));
     for dir in [&teach, &judged, &odd] {
@@ -247,7 +254,7 @@ fn without_registration_the_defects_are_not_told_from_good_parts() {
     let t = &*TAUGHT;
     let place = folder();
     let model = place.path().join("none");
-    teach_with(&t.teach, &model, &["--registration", "none"]);
+    teach_with(&t.teach, &model, &["--registration", "none", "--method", t.method()]);
     let all = results(&model, &t.judged);
     let (good, bad) = split(&all);
     let auroc = auroc(&good, &bad);
@@ -283,7 +290,7 @@ fn the_learned_mask_can_be_seen_and_edited() {
     });
     let (png, model) = (place.path().join("edited.png"), place.path().join("half"));
     edited.save(&png).unwrap();
-    teach_with(&t.teach, &model, &["--mask", png.to_str().unwrap()]);
+    teach_with(&t.teach, &model, &["--mask", png.to_str().unwrap(), "--method", t.method()]);
     let all = results(&model, &t.judged);
     for r in &all {
         let name = r["source"].as_str().unwrap();

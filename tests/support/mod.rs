@@ -17,11 +17,12 @@ use linesight::prepare::shrink::{Crop, Shrinker, Size};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{LazyLock, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// Far beyond what anything here takes.
@@ -50,6 +51,35 @@ pub fn shared(name: &str) -> PathBuf {
         home
     });
     HOME.join(name)
+}
+
+/// What all test binaries share and none changes, made once for each build of the program: `make` makes it where it is told to.
+fn common(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
+        let program = std::fs::metadata(env!("CARGO_BIN_EXE_linesight")).unwrap();
+        let built = program.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("common");
+        let home = all.join(format!("{}-{}", built.as_nanos(), program.len()));
+        if !home.exists() {
+            // of a build before
+            let _ = std::fs::remove_dir_all(&all);
+        }
+        std::fs::create_dir_all(home.join("part")).unwrap();
+        home
+    });
+    let out = HOME.join(name);
+    // one at a time, whichever binary it is in, so that a second caller finds it whole
+    let turn = File::create(HOME.join(format!("{name}.lock"))).unwrap();
+    turn.lock().unwrap();
+    if !out.exists() {
+        // of its own name, which a model takes as its name
+        let part = HOME.join("part").join(name);
+        // what is left of one that was interrupted
+        let _ = std::fs::remove_dir_all(&part);
+        make(&part);
+        std::fs::rename(&part, &out).unwrap();
+    }
+    out
 }
 
 /// The program, with nothing of the caller's environment that changes what it says.
@@ -128,59 +158,39 @@ pub fn default_precision() -> &'static str {
     if linesight::detect::backbone::has_vnni() { "int8" } else { "f32" }
 }
 
-/// A model of the sample's washers, taught once for each test binary.
+/// A model of the sample's washers.
 pub fn washer() -> &'static Path {
-    static MODEL: OnceLock<PathBuf> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let out = shared("washer");
+    static MODEL: LazyLock<PathBuf> = LazyLock::new(|| {
         let good = asset("sample-teach.mp4");
-        let run = linesight([
-            "teach".as_ref(),
-            "--good".as_ref(),
-            good.as_os_str(),
-            "--trigger".as_ref(),
-            "presence".as_ref(),
-            // the choice of a method is tested in tests/teach.rs
-            "--method".as_ref(),
-            "ppca".as_ref(),
-            "--out".as_ref(),
-            out.as_os_str(),
-        ]);
-        run.succeeds();
-        out
-    })
+        common("washer", |out| teach([Path::new("--trigger"), Path::new("presence"), Path::new("--good"), &good], out))
+    });
+    &MODEL
 }
 
-/// A model of pictures of single parts (trigger `frame`), taught once for each test binary from [`good_stills`].
+/// A model of pictures of single parts (trigger `frame`), taught from [`good_stills`].
 pub fn still_model() -> &'static Path {
-    static MODEL: OnceLock<PathBuf> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let out = shared("stills-model");
-        let run = linesight([
-            "teach".as_ref(),
-            "--good".as_ref(),
-            good_stills().as_os_str(),
-            "--method".as_ref(),
-            "ppca".as_ref(),
-            "--out".as_ref(),
-            out.as_os_str(),
-        ]);
-        run.succeeds();
-        out
-    })
+    static MODEL: LazyLock<PathBuf> =
+        LazyLock::new(|| common("stills-model", |out| teach([Path::new("--good"), good_stills()], out)));
+    &MODEL
+}
+
+/// Teaches a model without the choice of a method, which is tested in tests/teach.rs.
+fn teach<'a>(arguments: impl IntoIterator<Item = &'a Path>, out: &'a Path) {
+    let rest = [Path::new("--method"), Path::new("ppca"), Path::new("--out"), out];
+    linesight([Path::new("teach")].into_iter().chain(arguments).chain(rest)).succeeds();
 }
 
 /// A folder of pictures of single good parts, PNG.
 pub fn good_stills() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let out = shared("good");
-        std::fs::create_dir_all(&out).unwrap();
-        for (i, picture) in stills("sample-teach", GOOD_STILLS).into_iter().enumerate() {
-            picture.save(out.join(format!("good-{i}.png"))).unwrap();
-        }
-        out
-    })
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        common("good", |out| {
+            std::fs::create_dir_all(out).unwrap();
+            for (i, picture) in stills("sample-teach", GOOD_STILLS).into_iter().enumerate() {
+                picture.save(out.join(format!("good-{i}.png"))).unwrap();
+            }
+        })
+    });
+    &FOLDER
 }
 
 /// How many pictures [`good_stills`] has.
@@ -236,21 +246,16 @@ pub fn stills(recording: &str, n: usize) -> Vec<RgbImage> {
         .collect()
 }
 
-/// The first `frames` frames of a sample recording as a recording of its own, made once for each test binary.
+/// The first `frames` frames of a sample recording as a recording of its own.
 pub fn clip(recording: &str, frames: u64) -> PathBuf {
-    // one at a time, so that a second caller finds it whole
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let out = shared(&format!("{recording}-{frames}.mp4"));
-    if !out.exists() {
+    common(&format!("{recording}-{frames}.mp4"), |out| {
         let source = Source::parse(asset(&format!("{recording}.mp4")).to_str().unwrap()).unwrap();
         let mut capture = Capture::open(&source, false).unwrap();
         let pictures = (0..frames as usize).map(|i| (i, i420(&capture.next_frame().unwrap().unwrap())));
         let tail = "x264enc pass=quant quantizer=16 speed-preset=veryfast bframes=0 ! mp4mux faststart=true";
         let tail = format!("{tail} ! filesink location=\"{}\"", out.display());
         encode("format=I420,width=1280,height=720,framerate=30/1,colorimetry=bt709", &tail, 30, pictures);
-    }
-    out
+    })
 }
 
 /// Whether GStreamer has these elements.
