@@ -4,21 +4,23 @@
 // a benchmark that cannot be set up has nothing to measure
 #![allow(clippy::expect_used)]
 
+#[path = "../tests/support/records.rs"]
+mod records;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use gstreamer_video as gst_video;
-use linesight::deliver::{Anomaly, Config, Deliver, Limits, Pictures, Record};
+use linesight::deliver::{Config, Deliver, Limits, Pictures};
 use linesight::detect::AnomalyMap;
 use linesight::detect::head::{Detector, Family, Head, Member, Term, View, map_size};
 use linesight::detect::patchcore::Bank;
 use linesight::detect::ppca::{Basis, Ppca, RANK};
-use linesight::event::{Event, LedgerRow, Verdict};
+use linesight::event::Verdict;
 use linesight::frame::Frame;
 use linesight::picture;
 use linesight::prepare::light::{Local, match_light};
 use linesight::prepare::register::{Reference, Registrar};
 use linesight::prepare::shrink::{Crop, Shrinker, Size};
 use linesight::teach::{self, Features};
-use serde_json::json;
 use std::hint::black_box;
 use std::time::Duration;
 use uuid::Uuid;
@@ -146,30 +148,13 @@ fn spool(c: &mut Criterion) {
     let config =
         Config { database: folder.path().join("spool.db"), run: Uuid::now_v7(), targets: Vec::new(), audit: None };
     let deliver = Deliver::open_with(config, Limits { reserve: 0, ..Limits::default() }).expect("a database");
-    let row = |part, verdict| LedgerRow {
-        line: "line".into(),
-        part,
-        frame: part,
-        captured_at: jiff::Timestamp::now(),
-        verdict,
-        score: 1.5,
-        confidence: 0.5,
-        latency_ms: 9.0,
-        model: "m@1".into(),
-        event: None,
-        frames: 1,
-        reasons: Vec::new(),
-        late_ms: None,
-        lot: None,
-        serial: None,
-    };
     let mut part = 0;
     let mut group = c.benchmark_group("spool");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
     group.bench_function("commit 30 good parts", |b| {
         b.iter(|| {
             for _ in 0..30 {
-                deliver.record(Record { row: row(part, Verdict::Pass), anomaly: None }).expect("recorded");
+                deliver.record(records::plain("line", part, Verdict::Pass)).expect("recorded");
                 part += 1;
             }
             deliver.flush().expect("committed");
@@ -177,18 +162,9 @@ fn spool(c: &mut Criterion) {
     });
     group.bench_function("commit an anomaly of 80 kB", |b| {
         b.iter(|| {
-            let event: Event = serde_json::from_value(json!({
-                "schema": 1, "id": Uuid::now_v7(), "site": "s", "line": "line", "camera": "c", "part": part,
-                "frame": part, "captured_at": jiff::Timestamp::now(), "score": 2.5, "confidence": 0.99,
-                "threshold": 1.0, "verdict": "reject", "reasons": [], "regions": [],
-                "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
-                "image": {"width": 1280, "height": 720},
-            }))
-            .expect("an event");
             let (frame_jpeg, heatmap_png) = (vec![7; 60_000], vec![8; 20_000]);
-            let pictures = Box::new(move || Ok(Pictures { frame_jpeg, heatmap_png, normal_jpeg: None }));
-            let anomaly = Some(Anomaly { event, pictures });
-            deliver.record(Record { row: row(part, Verdict::Reject), anomaly }).expect("recorded");
+            let pictures = Pictures { frame_jpeg, heatmap_png, normal_jpeg: None };
+            deliver.record(records::anomaly("line", part, Verdict::Reject, pictures).1).expect("recorded");
             part += 1;
             deliver.flush().expect("committed");
         });

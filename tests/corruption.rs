@@ -4,6 +4,8 @@
 
 #[path = "support/bad_server.rs"]
 mod bad_server;
+#[path = "support/records.rs"]
+mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,12 +15,12 @@ use bad_server::{Act, Server};
 use linesight::deliver::audit::{Reconciled, Verified};
 use linesight::deliver::ledger::Ledger;
 use linesight::deliver::{
-    Anomaly, Config, Deliver, Endpoint, Limits, PICTURE_LOST, Pictures, Record, STOPPED_BEFORE_PICTURE, SalvageReport,
-    Target, quarantines,
+    Config, Deliver, Endpoint, Limits, PICTURE_LOST, Pictures, Record, STOPPED_BEFORE_PICTURE, SalvageReport, Target,
+    quarantines,
 };
-use linesight::event::{Event, LedgerRow, Verdict};
+use linesight::event::{Event, Verdict};
+use records::{anomaly, plain};
 use rusqlite::Connection;
-use serde_json::json;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -30,41 +32,10 @@ fn rounds() -> u64 {
     if std::env::var("LINESIGHT_FAULT").is_ok_and(|v| v == "full") { 1000 } else { 30 }
 }
 
-fn row(line: &str, part: u64, verdict: Verdict) -> LedgerRow {
-    LedgerRow {
-        line: line.into(),
-        part,
-        frame: 2 * part,
-        captured_at: jiff::Timestamp::now(),
-        verdict,
-        score: 1.25,
-        confidence: 0.5,
-        latency_ms: 9.0,
-        model: "m@1".into(),
-        event: None,
-        frames: 1,
-        reasons: Vec::new(),
-        late_ms: None,
-        lot: None,
-        serial: None,
-    }
-}
-
 fn bad(line: &str, part: u64) -> (String, Record) {
-    let id = Uuid::now_v7();
-    let event: Event = serde_json::from_value(json!({
-        "schema": 1, "id": id, "site": "s", "line": line, "camera": "c", "part": part, "frame": 2 * part,
-        "captured_at": jiff::Timestamp::now(), "score": 2.5, "confidence": 0.99, "threshold": 1.0, "verdict": "reject",
-        "reasons": ["größer"], "regions": [{"x": 1, "y": 2, "w": 3, "h": 4, "score": 2.5}],
-        "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
-        "image": {"width": 64, "height": 48},
-    }))
-    .unwrap();
     let size = if part.is_multiple_of(4) { 300 } else { 9000 };
-    let pictures =
-        move || Ok(Pictures { frame_jpeg: vec![part as u8 | 1; size], heatmap_png: vec![2; 90], normal_jpeg: None });
-    let row = LedgerRow { event: Some(id), ..row(line, part, Verdict::Reject) };
-    (id.to_string(), Record { row, anomaly: Some(Anomaly { event, pictures: Box::new(pictures) }) })
+    let pictures = Pictures { frame_jpeg: vec![part as u8 | 1; size], heatmap_png: vec![2; 90], normal_jpeg: None };
+    anomaly(line, part, Verdict::Reject, pictures)
 }
 
 fn limits() -> Limits {
@@ -111,7 +82,7 @@ fn before(killed: bool) -> Before {
                     ids.insert((line.into(), part), id);
                     deliver.record(record).unwrap();
                 } else {
-                    deliver.record(Record { row: row(line, part, Verdict::Pass), anomaly: None }).unwrap();
+                    deliver.record(plain(line, part, Verdict::Pass)).unwrap();
                 }
             }
         }
@@ -269,7 +240,7 @@ fn round(before: &Before, seed: u64, sum: &mut Sum) {
                 fresh.insert(id);
                 deliver.record(record).unwrap_or_else(|e| panic!("{what}: {e}"));
             } else {
-                deliver.record(Record { row: row(line, part, Verdict::Pass), anomaly: None }).unwrap();
+                deliver.record(plain(line, part, Verdict::Pass)).unwrap();
             }
         }
     }

@@ -4,6 +4,8 @@
 
 #[path = "support/bad_server.rs"]
 mod bad_server;
+#[path = "support/records.rs"]
+mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -17,10 +19,10 @@ use bad_server::{Act, Server};
 use linesight::deliver::audit::{Reconciled, Verified};
 use linesight::deliver::ledger::{Filter, Ledger, LedgerEntry};
 use linesight::deliver::{
-    Anomaly, Config, Deliver, Endpoint, Limits, Pictures, Record, ReportsKept, Retention, STOPPED_BEFORE_PICTURE,
-    Target,
+    Config, Deliver, Endpoint, Limits, Pictures, Record, ReportsKept, Retention, STOPPED_BEFORE_PICTURE, Target,
 };
-use linesight::event::{Event, LedgerRow, LineReport, LineState, SpoolDepth, Verdict};
+use linesight::event::{Event, LineReport, LineState, SpoolDepth, Verdict};
+use records::{anomaly, plain};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,48 +35,14 @@ fn kills() -> usize {
     if std::env::var("LINESIGHT_FAULT").is_ok_and(|v| v == "full") { 20 } else { 5 }
 }
 
-fn row(line: &str, part: u64, verdict: Verdict) -> LedgerRow {
-    LedgerRow {
-        line: line.into(),
-        part,
-        frame: 2 * part,
-        captured_at: jiff::Timestamp::now(),
-        verdict,
-        score: 1.25,
-        confidence: 0.5,
-        latency_ms: 9.0,
-        model: "m@1".into(),
-        event: None,
-        frames: 1,
-        reasons: Vec::new(),
-        late_ms: None,
-        lot: None,
-        serial: None,
-    }
-}
-
-fn plain(line: &str, part: u64, verdict: Verdict) -> Record {
-    Record { row: row(line, part, verdict), anomaly: None }
-}
-
 fn good(line: &str, part: u64) -> Record {
     plain(line, part, Verdict::Pass)
 }
 
 /// An anomaly with pictures of so many bytes.
 fn bad(line: &str, part: u64, verdict: Verdict, size: usize) -> (String, Record) {
-    let id = Uuid::now_v7();
-    let event: Event = serde_json::from_value(json!({
-        "schema": 1, "id": id, "site": "s", "line": line, "camera": "c", "part": part, "frame": 2 * part,
-        "captured_at": jiff::Timestamp::now(), "score": 2.5, "confidence": 0.99, "threshold": 1.0, "verdict": verdict,
-        "reasons": ["größer"], "regions": [{"x": 1, "y": 2, "w": 3, "h": 4, "score": 2.5}],
-        "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
-        "image": {"width": 64, "height": 48},
-    }))
-    .unwrap();
-    let pictures = move || Ok(Pictures { frame_jpeg: vec![1; size], heatmap_png: vec![2; 9], normal_jpeg: None });
-    let row = LedgerRow { event: Some(id), ..row(line, part, verdict) };
-    (id.to_string(), Record { row, anomaly: Some(Anomaly { event, pictures: Box::new(pictures) }) })
+    let pictures = Pictures { frame_jpeg: vec![1; size], heatmap_png: vec![2; 9], normal_jpeg: None };
+    anomaly(line, part, verdict, pictures)
 }
 
 fn report(line: &str, calibration: Option<Vec<f32>>) -> LineReport {

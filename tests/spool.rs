@@ -4,6 +4,8 @@
 
 #[path = "support/bad_server.rs"]
 mod bad_server;
+#[path = "support/records.rs"]
+mod records;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use bad_server::{Act, Server};
 use linesight::deliver::ledger::Ledger;
-use linesight::deliver::{Anomaly, Config, Deliver, Endpoint, Limits, Pictures, Record, Target};
-use linesight::event::{Event, LedgerRow, Verdict};
+use linesight::deliver::{Config, Deliver, Endpoint, Limits, Pictures, Record, Target};
+use linesight::event::{Event, Verdict};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -22,35 +24,8 @@ use uuid::Uuid;
 const LONG: Duration = Duration::from_secs(30);
 
 fn bad(part: u64) -> (String, Record) {
-    let id = Uuid::now_v7();
-    let at = jiff::Timestamp::now();
-    let event: Event = serde_json::from_value(json!({
-        "schema": 1, "id": id, "site": "s", "line": "east", "camera": "c", "part": part, "frame": 2 * part,
-        "captured_at": at, "score": 2.5, "confidence": 0.99, "threshold": 1.0, "verdict": "reject", "reasons": [],
-        "regions": [], "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
-        "image": {"width": 64, "height": 48},
-    }))
-    .unwrap();
-    let pictures =
-        || Ok(Pictures { frame_jpeg: vec![7; 3000], heatmap_png: vec![8; 90], normal_jpeg: Some(vec![9; 50]) });
-    let row = LedgerRow {
-        line: "east".into(),
-        part,
-        frame: 2 * part,
-        captured_at: at,
-        verdict: Verdict::Reject,
-        score: 2.5,
-        confidence: 0.99,
-        latency_ms: 9.0,
-        model: "m@1".into(),
-        event: Some(id),
-        frames: 1,
-        reasons: Vec::new(),
-        late_ms: None,
-        lot: None,
-        serial: None,
-    };
-    (id.to_string(), Record { row, anomaly: Some(Anomaly { event, pictures: Box::new(pictures) }) })
+    let pictures = Pictures { frame_jpeg: vec![7; 3000], heatmap_png: vec![8; 90], normal_jpeg: Some(vec![9; 50]) };
+    records::anomaly("east", part, Verdict::Reject, pictures)
 }
 
 struct Bench {

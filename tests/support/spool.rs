@@ -3,12 +3,14 @@
 // each test binary uses a part of it
 #![allow(dead_code)]
 
+#[path = "records.rs"]
+mod records;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use linesight::deliver::{Anomaly, Config, Deliver, Endpoint, Limits, Pictures, Record, Target, Token};
-use linesight::event::{Event, LedgerRow, Verdict};
-use serde_json::json;
+use linesight::deliver::{Config, Deliver, Endpoint, Limits, Pictures, Record, Target, Token};
+use linesight::event::Verdict;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -21,42 +23,12 @@ pub fn pictures(part: u64, size: usize) -> Pictures {
     Pictures { frame_jpeg: fill(1), heatmap_png: fill(2), normal_jpeg }
 }
 
-pub fn row(part: u64, verdict: Verdict) -> LedgerRow {
-    LedgerRow {
-        line: "line".into(),
-        part,
-        frame: part,
-        captured_at: jiff::Timestamp::now(),
-        verdict,
-        score: 1.5,
-        confidence: 0.5,
-        latency_ms: 9.0,
-        model: "m@1".into(),
-        event: None,
-        frames: 1,
-        reasons: Vec::new(),
-        late_ms: None,
-        lot: None,
-        serial: None,
-    }
-}
-
 pub fn good(part: u64) -> Record {
-    Record { row: row(part, Verdict::Pass), anomaly: None }
+    records::plain("line", part, Verdict::Pass)
 }
 
 pub fn bad(part: u64, size: usize) -> (String, Record) {
-    let id = Uuid::now_v7();
-    let event: Event = serde_json::from_value(json!({
-        "schema": 1, "id": id, "site": "s", "line": "line", "camera": "c", "part": part, "frame": part,
-        "captured_at": jiff::Timestamp::now(), "score": 2.5, "confidence": 0.99, "threshold": 1.0, "verdict": "reject",
-        "reasons": ["größer"], "regions": [{"x": 1, "y": 2, "w": 3, "h": 4, "score": 2.5}],
-        "model": {"name": "m", "version": "1", "sha256": "00"}, "device": "CPU", "precision": "f32",
-        "image": {"width": 64, "height": 48},
-    }))
-    .unwrap();
-    let anomaly = Anomaly { event, pictures: Box::new(move || Ok(pictures(part, size))) };
-    (id.to_string(), Record { row: row(part, Verdict::Reject), anomaly: Some(anomaly) })
+    records::anomaly("line", part, Verdict::Reject, pictures(part, size))
 }
 
 /// Pauses that tests can wait for.
