@@ -71,8 +71,8 @@ impl Resampler {
         let kx = self.kernel(across, None);
         let ky = self.kernel(down, Some(kx));
         let (kx, ky) = (&self.kernels[kx], &self.kernels[ky]);
-        let Some((&left, &last)) = kx.first.first().zip(kx.first.last()) else { return };
-        let (left, end) = (left as usize, last as usize + kx.taps);
+        let Some(&last) = kx.first.last() else { return };
+        let (left, end) = (kx.left(), last as usize + kx.taps);
         let width = (end - left) * source.channels;
         let line = across.n * source.channels;
         self.rows.resize(ROWS * width, 0);

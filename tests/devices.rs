@@ -80,25 +80,11 @@ fn a_named_device_that_is_missing_is_refused() {
 fn teaching_says_what_ran() {
     let folder = folder();
     let out = folder.path().join("model");
-    let teach = |device: &str, more: &[&str]| {
-        let arguments = [
-            "teach",
-            "--json",
-            "--method",
-            "ppca",
-            "--good",
-            good_stills().to_str().unwrap(),
-            "--device",
-            device,
-            "--out",
-        ];
-        linesight(arguments.iter().copied().chain([out.to_str().unwrap()]).chain(more.iter().copied()))
-    };
     if !has_device("GPU") {
-        teach("GPU", &[]).fails(3, &["this machine has no GPU"], "--allow-fallback");
+        teach("GPU", &out, &[]).fails(3, &["this machine has no GPU"], "--allow-fallback");
         assert!(!out.exists());
     }
-    let report = teach("AUTO:GPU,CPU", &["--allow-fallback"]).json();
+    let report = teach("AUTO:GPU,CPU", &out, &["--allow-fallback"]).json();
     let text = std::fs::read_to_string(out.join("model.toml")).unwrap();
     let manifest: toml::Table = text.parse().unwrap();
     assert_eq!(report["device"].as_str(), manifest["device"].as_str());
@@ -107,13 +93,17 @@ fn teaching_says_what_ran() {
     }
 }
 
+/// Teaches the stills, without the choice of a method.
+fn teach(device: &str, out: &Path, more: &[&str]) -> Run {
+    let (good, out) = (good_stills().to_str().unwrap(), out.to_str().unwrap());
+    let base = ["teach", "--json", "--device", device, "--method", "ppca", "--good", good, "--out", out];
+    linesight(base.iter().chain(more))
+}
+
 /// Teaches the stills on the CPU, and gives the report and the package.
 fn taught(folder: &Path, name: &str, more: &[&str]) -> (Value, PathBuf) {
     let out = folder.join(name);
-    let good = good_stills().to_str().unwrap();
-    let base = ["teach", "--json", "--device", "CPU", "--method", "ppca", "--good", good, "--out"];
-    let report = linesight(base.iter().copied().chain([out.to_str().unwrap()]).chain(more.iter().copied())).json();
-    (report, out)
+    (teach("CPU", &out, more).json(), out)
 }
 
 fn inspect_stills(model: &Path) -> Run {

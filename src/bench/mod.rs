@@ -136,13 +136,11 @@ pub fn run(options: &Options<'_>, stop: &AtomicBool, progress: &dyn Fn(u64, u64)
             .hint("leave --realtime out, or give a recording"));
     }
     let model = Model::load(options.model)?;
-    // as `inspect` does; several lines have several decoders
+    // several lines have several decoders
     let alone = options.lines.iter().all(|&lines| lines == 1);
-    let backbone = if footage.fps.is_some() && !options.realtime && alone && options.device.may_be_cpu() {
-        line::arm_beside_decoder(&model, options.device, false, footage.size)
-    } else {
-        line::arm(&model, options.device, false, Hint::for_source(options.realtime))
-    }?;
+    let size = (alone && footage.fps.is_some()).then_some(footage.size);
+    let hint = Hint::for_source(options.realtime);
+    let backbone = line::arm_beside_decoder(&model, options.device, false, hint, || Ok(size))?;
     let mut setup = Setup { play: Play { source, realtime: options.realtime, stop }, models: vec![model], backbone };
     let numbers: Vec<usize> = [1].iter().chain(options.lines).copied().collect::<BTreeSet<_>>().into_iter().collect();
 

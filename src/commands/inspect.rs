@@ -191,14 +191,8 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     }
     let model = load(&a.model)?;
     let hint = Hint::for_source(a.realtime || source.is_live());
-    let frames = match hint {
-        Hint::Throughput if a.device.may_be_cpu() => capture::size_of_recording(&source)?,
-        _ => None,
-    };
-    let mut backbone = match frames {
-        Some((width, height)) => line::arm_beside_decoder(&model, &a.device, a.allow_fallback, Size { width, height }),
-        None => line::arm(&model, &a.device, a.allow_fallback, hint),
-    }?;
+    let frames = || Ok(capture::size_of_recording(&source)?.map(|(width, height)| Size { width, height }));
+    let mut backbone = line::arm_beside_decoder(&model, &a.device, a.allow_fallback, hint, frames)?;
     let deliver = match &a.review {
         Some(url) => {
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;

@@ -253,12 +253,23 @@ pub fn arm(model: &Model, device: &Device, allow_fallback: bool, hint: Hint) -> 
     compiled(model, &network_of(model, device, allow_fallback, hint))
 }
 
-/// As [`arm`], for a recording that is read as fast as possible: where the other cores are enough for the network, one is left
-/// to the decoder of its `frames`.
-pub fn arm_beside_decoder(model: &Model, device: &Device, allow_fallback: bool, frames: Size) -> Result<Backbone> {
-    let mut options = network_of(model, device, allow_fallback, Hint::Throughput);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    options.streams = Some(streams_beside(frames, options.input, options.precision, cores));
+/// As [`arm`]; where the other cores are enough for the network, one is left to the decoder of a recording that is read as fast
+/// as possible. `frames` is asked for the size of its frames where that matters; none where nothing is decoded beside.
+pub fn arm_beside_decoder(
+    model: &Model,
+    device: &Device,
+    allow_fallback: bool,
+    hint: Hint,
+    frames: impl FnOnce() -> Result<Option<Size>>,
+) -> Result<Backbone> {
+    let mut options = network_of(model, device, allow_fallback, hint);
+    if hint == Hint::Throughput
+        && device.may_be_cpu()
+        && let Some(frames) = frames()?
+    {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        options.streams = Some(streams_beside(frames, options.input, options.precision, cores));
+    }
     compiled(model, &options)
 }
 

@@ -8,7 +8,7 @@ use linesight::event::{Event, LedgerRow, Verdict};
 use serde_json::json;
 use uuid::Uuid;
 
-pub fn row(line: &str, part: u64, verdict: Verdict) -> LedgerRow {
+fn row(line: &str, part: u64, verdict: Verdict) -> LedgerRow {
     LedgerRow {
         line: line.into(),
         part,
