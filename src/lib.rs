@@ -36,6 +36,7 @@
 //! | [`model`] | the model package: manifest, checksums, files |
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | `lock` | one process per database or folder |
+//! | `priority` | which threads stand behind the lines' |
 //! | `resample` | planes of bytes at another size |
 //! | `fetch`, `round` | what processors do faster when told how |
 //! | `hex` | checksums as text |
@@ -62,6 +63,7 @@ pub mod observe;
 pub mod picture;
 pub mod plant;
 pub mod prepare;
+mod priority;
 mod resample;
 pub mod respond;
 pub mod review;

@@ -4,7 +4,7 @@
 //! somebody wants to look and how often; then pictures are sent at that rate until the answer to one is that nobody looks any
 //! more. It is a help for people, no record: what cannot be sent is left out.
 //!
-//! Thread `live-picture`, one a line: asks, shrinks, encodes and sends. Invariants:
+//! Thread `live-picture`, one a line, which stands behind the lines' for a core: asks, shrinks, encodes and sends. Invariants:
 //! 1. While nobody looks, a frame costs one relaxed load. By eye: [`LivePicture::frame`].
 //! 2. Never waits and never holds more than one frame besides the one at work. Test: `frames_are_taken_at_the_rate`.
 //! 3. Ends at once when dropped, whatever the server does. Test: `tests/live_picture.rs::a_silent_server_does_not_hold_it`.
@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::frame::Frame;
 use crate::picture;
 use crate::prepare::shrink::{Crop, Size};
+use crate::priority;
 
 /// Pictures are at most this wide.
 pub const WIDTH: u32 = 640;
@@ -101,6 +102,7 @@ impl LivePicture {
         let (stop, stopped) = oneshot::channel();
         let asker = Asker { http, url, line: line.to_owned(), limits, gate: gate.clone(), taken };
         let thread = super::thread("live-picture", move || {
+            priority::behind_the_lines();
             runtime.block_on(async {
                 tokio::select! {
                     () = asker.run() => {}

@@ -3,7 +3,8 @@
 //!
 //! Threads: "health" owns a [`Health`] and the only copy of its memory; the line's threads call [`HealthWatch::frame`] and
 //! [`HealthWatch::part`], which read a clock and at most put a frame on a channel of one place. A look that finds the
-//! place taken is skipped and counted.
+//! place taken is skipped and counted. The thread stands behind the lines' for a core: a look begins at the moment in which a
+//! frame's verdict is made, and on a machine without a free core it would be one frame in thirty that waits for it.
 //!
 //! Parts are looked at whatever their verdict: a camera out of focus rejects every part, and a check that saw only good
 //! parts would be blind just then. A defect is one part; every figure is the median of several.
@@ -29,6 +30,7 @@ use crate::frame::Frame;
 use crate::model::Model;
 use crate::prepare::placement::Placement;
 use crate::prepare::shrink::Crop;
+use crate::priority;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -82,7 +84,10 @@ impl HealthWatch {
         let (tx, rx) = bounded(1);
         let thread = std::thread::Builder::new()
             .name("health".into())
-            .spawn(move || work(&rx))
+            .spawn(move || {
+                priority::behind_the_lines();
+                work(&rx);
+            })
             .failed(|| "no thread for camera health")?;
         Ok(HealthWatch {
             looks: Some(tx),
