@@ -1,24 +1,29 @@
 """Quantises the backbones in this folder: the same networks with 8-bit convolutions.
 
 Purpose
-    A CPU with VNNI and an NPU run 8-bit convolutions at about half the cost of f32.
+    8-bit convolutions cost about half of f32 on a CPU with VNNI and two thirds on one without; an NPU has nothing else.
 
 Method
-    Post-training quantisation (NNCF) of the graph with 32-bit weights, as make_backbones.py builds it: weights per
-    output channel, activations per tensor (depthwise ones per channel), all symmetric, ranges and bias correction from
-    the pictures that calibration.py renders. Full 8 bits are used in every layer, which is right where sums are kept in
-    32 bits (VNNI, NPU) and may saturate where they are not. What follows the tapped blocks (means, enlargement,
-    stacking) and the output stay f32: a detector looks at small differences of features.
+    Post-training quantisation of the graph with 32-bit weights, as make_backbones.py builds it: weights per output
+    channel, activations per tensor (depthwise: per channel), all symmetric. Which layers are quantised and the ranges
+    of activations are NNCF's, from the pictures that calibration.py renders. Two things are not:
+    - A CPU without VNNI adds the products of two neighbouring inputs in 16 bits, which saturate. Weights are therefore
+      scaled, for each output channel, so that no two neighbours of one sign add up to more than such a sum takes. This
+      leaves most channels nearly all of their 8 bits, where the usual remedy (7-bit weights, `reduce_range`,
+      `overflow_fix`) takes one from all. Every CPU then computes the same sums.
+    - Biases are corrected layer by layer, for the mean that rounding adds, with sums that are exact on any CPU.
+    What follows the tapped blocks (means, enlargement, stacking) and the output stay f32: a detector looks at small
+    differences of features.
     Only the network with three taps is quantised. The one with two taps is the same graph without its last tap: one set
     of 8-bit weights.
 
 Source
     Symmetric and per-channel quantisation: "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-
     Only Inference" (arXiv 1712.05877). Bias correction: "Data-Free Quantization Through Weight Equalization and Bias
-    Correction" (arXiv 1906.04721).
+    Correction" (arXiv 1906.04721). Sums in 16 bits: "Nuances of int8 computations" in oneDNN's developer guide.
 
 Use
-    python models/quantise.py      write both networks and SHA256SUMS next to this file (a minute)
+    python models/quantise.py      write both networks and SHA256SUMS next to this file (some minutes)
     Needs requirements-int8.txt. `make_backbones.py check` checks the result and needs none of this.
 """
 
@@ -30,28 +35,101 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nncf
+import numpy as np
 import openvino as ov
+from openvino import opset13 as op
 
 import calibration
 import make_backbones as base
 
 WIDEST = "efficientnet-lite0-b2b4b10"
+# An activation has at most 255, a sum of two products with it 32767: two weights of one sign may add up to 128. Before
+# rounding, which may add half a step to each, to 127.
+PAIR_MAX = 127
 
 
 def quantised(state: base.State) -> ov.Model:
     """The widest network with 8-bit convolutions."""
-    model = base.build(WIDEST, state, full=True)
-    plain = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() in ("AvgPool", "Interpolate", "Concat")]
+    full = base.build(WIDEST, state, full=True)
+    plain = [n.get_friendly_name() for n in full.get_ops() if n.get_type_name() in ("AvgPool", "Interpolate", "Concat")]
     pictures = list(calibration.pictures())
-    return nncf.quantize(
-        model,
+    model = nncf.quantize(
+        full,
         nncf.Dataset(pictures, lambda picture: picture[None]),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(pictures),
-        fast_bias_correction=False,
         ignored_scope=nncf.IgnoredScope(names=plain),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.DISABLE, disable_bias_correction=True
+        ),
     )
+    weights = {name: grid(layer.input_value(1).get_node().get_data()) for name, layer in layers(full).items()}
+    # As plain numbers first: OpenVINO then computes the layers in f32, whose sums do not depend on the CPU's 8-bit unit.
+    for name, layer in layers(model).items():
+        levels, step = weights[name]
+        layer.input(1).replace_source_output(base.constant(levels * step).output(0))
+    correct_biases(model, full, pictures)
+    for name, layer in layers(model).items():
+        levels, step = weights[name]
+        stored = op.convert(op.constant(levels.astype(np.int8)), np.float32)
+        layer.input(1).replace_source_output(op.multiply(stored, base.constant(step)).output(0))
+    return model
+
+
+def layers(model: ov.Model) -> dict[str, ov.Node]:
+    """The convolutions by name, in the order in which they are computed."""
+    nodes = model.get_ordered_ops()
+    return {n.get_friendly_name(): n for n in nodes if n.get_type_name() in ("Convolution", "GroupConvolution")}
+
+
+def grid(weights: base.Array) -> tuple[base.Array, base.Array]:
+    """Weights as whole numbers of at most 127, and the step of each output channel.
+
+    `weights`: [out, in, h, w], or [channels, 1, 1, h, w] of a depthwise layer, whose products are not added in pairs.
+    """
+    axes = tuple(range(1, weights.ndim))
+    step = np.abs(weights).max(axes, keepdims=True) / 127
+    if weights.ndim == 4:
+        inputs = weights.shape[1]
+        even = np.pad(weights, [(0, 0), (0, inputs % 2), (0, 0), (0, 0)])
+        sums = (np.maximum(sign * even[:, 0::2], 0) + np.maximum(sign * even[:, 1::2], 0) for sign in (1, -1))
+        step = np.maximum(step, np.maximum(*sums).max(axes, keepdims=True) / PAIR_MAX)
+    step = np.where(step > 0, step, 1)  # a channel without weights
+    return np.round(weights / step), step
+
+
+def correct_biases(model: ov.Model, full: ov.Model, pictures: Sequence[base.Array]) -> None:
+    """Moves each layer's bias so that its mean output over the pictures is that of the network with 32-bit weights.
+
+    One layer after the other: each sees its input as corrected before.
+    """
+    wanted = means(full, list(layers(full)), pictures)
+    for name, want in wanted.items():
+        got = means(model, [name], pictures)[name]
+        biased = biased_output(layers(model)[name])
+        bias = biased.input_value(1).get_node().get_data()
+        biased.input(1).replace_source_output(base.constant(bias + want - got).output(0))
+
+
+def biased_output(layer: ov.Node) -> ov.Node:
+    """The addition of a layer's bias."""
+    (target,) = layer.output(0).get_target_inputs()
+    return target.get_node()
+
+
+def means(model: ov.Model, names: Sequence[str], pictures: Sequence[base.Array]) -> dict[str, base.Array]:
+    """The mean of each of the named layers' outputs, bias included, [1, C, 1, 1] in f64."""
+    found = layers(model)
+    axes = base.constant([0, 2, 3], np.int64)
+    results = [op.result(op.reduce_mean(biased_output(found[name]), axes, keep_dims=True)) for name in names]
+    part = ov.Model(results, model.get_parameters(), "means")
+    part.reshape([1, *pictures[0].shape])
+    request = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    sums = [np.zeros(1)] * len(names)
+    for picture in pictures:
+        request.infer({0: picture[None]})
+        sums = [total + request.get_output_tensor(i).data.astype(np.float64) for i, total in enumerate(sums)]
+    return {name: total / len(pictures) for name, total in zip(names, sums, strict=True)}
 
 
 def narrowed(model: ov.Model, name: str) -> ov.Model:

@@ -311,7 +311,7 @@ fn a_run_is_written_down() {
         all.iter().filter(|l| matches!(l.entry, Entry::LineStarted { .. })).map(|l| l.who.as_str()).collect();
     assert!(started[..2] == [me.as_str(); 2] && started[2..].len() == 1, "{started:?}");
     assert!(["SIGHUP", "reload by file"].contains(&started[2]), "{started:?}");
-    let loaded = |e: &Entry| matches!(e, Entry::ModelLoaded { name, sha256, threshold, device, precision, .. } if name == "washer" && sha256.len() == 64 && *threshold > 0.0 && device == "CPU" && precision == default_precision());
+    let loaded = |e: &Entry| matches!(e, Entry::ModelLoaded { name, sha256, threshold, device, precision, .. } if name == "washer" && sha256.len() == 64 && *threshold > 0.0 && device == "CPU" && precision == "int8");
     assert_eq!(with("itself", &loaded), 3);
     with(
         &format!("anna (process of {me})"),

@@ -4,7 +4,7 @@
 
 mod support;
 
-use linesight::detect::backbone::{Backbone, Options, has_vnni};
+use linesight::detect::backbone::{Backbone, Options};
 use linesight::detect::{Device, Hint, Precision};
 use linesight::prepare::shrink::Size;
 use std::collections::BTreeMap;
@@ -66,10 +66,6 @@ fn compile(id: &str, input: Size, precision: Precision) -> Backbone {
 /// The quantised networks see what the others see, tap by tap, at any size, and give the same twice.
 #[test]
 fn int8_features_are_close_to_those_of_f32() {
-    if !has_vnni() {
-        println!("skipped: the CPU has no VNNI");
-        return;
-    }
     for (id, taps) in [
         ("efficientnet-lite0-b4b10", [0..40, 40..152].as_slice()),
         ("efficientnet-lite0-b2b4b10", [0..40, 40..152, 152..176].as_slice()),
@@ -98,8 +94,8 @@ fn int8_features_are_close_to_those_of_f32() {
                         all += f64::from(*a).powi(2);
                     }
                 }
-                // .006 is the most that was measured on this picture; f32 itself would be 0
-                assert!(lost > 0.0 && lost / all < 0.02, "{id} {input:?} {tap:?}: {}", lost / all);
+                // .016 is the most that was measured on this picture; f32 itself would be 0
+                assert!(lost > 0.0 && lost / all < 0.03, "{id} {input:?} {tap:?}: {}", lost / all);
             }
         }
     }

@@ -4,7 +4,6 @@
 
 mod support;
 
-use linesight::detect::backbone::has_vnni;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -34,11 +33,7 @@ fn inspect(device: &str, more: &[&str]) -> Run {
 fn cpu_and_auto_run() {
     for device in ["CPU", "cpu", "AUTO", "AUTO:CPU", "MULTI:CPU", "HETERO:CPU"] {
         let summary = inspect(device, &[]).json();
-        assert_eq!(
-            (&summary["device"], &summary["precision"]),
-            (&"CPU".into(), &default_precision().into()),
-            "{device}"
-        );
+        assert_eq!((&summary["device"], &summary["precision"]), (&"CPU".into(), &"int8".into()), "{device}");
         assert!(summary["parts"].as_u64().unwrap() >= 5 && summary["anomalies"] == 1, "{device}: {summary}");
     }
 }
@@ -56,7 +51,7 @@ fn auto_with_a_list_takes_what_is_there() {
     assert_eq!(run.json()["device"], "CPU");
     let events = events(&endpoint);
     assert_eq!(events.len(), 1);
-    assert_eq!((&events[0]["device"], &events[0]["precision"]), (&"CPU".into(), &default_precision().into()));
+    assert_eq!((&events[0]["device"], &events[0]["precision"]), (&"CPU".into(), &"int8".into()));
 }
 
 /// A list after MULTI or HETERO, and a single name, ask for all that is named: without a GPU they are refused in one
@@ -140,22 +135,12 @@ fn bf16_where_the_cpu_has_it() {
     }
 }
 
-/// int8 is what teaching takes by itself where the CPU has VNNI; where it has not, f32 is, and int8 is refused.
+/// int8 is what teaching takes by itself on any CPU.
 #[test]
-fn int8_where_the_cpu_has_vnni() {
+fn int8_is_what_a_cpu_is_taught_in() {
     let folder = folder();
     let (report, out) = taught(folder.path(), "model", &[]);
-    if has_vnni() {
-        differs_little_from_f32(&report, &out, "int8");
-        return;
-    }
-    println!("skipped: the CPU has no VNNI");
-    assert_eq!(report["precision"], "f32");
-    let good = good_stills().to_str().unwrap();
-    let out = folder.path().join("refused");
-    let run =
-        linesight(["teach", "--device", "CPU", "--precision", "int8", "--good", good, "--out", out.to_str().unwrap()]);
-    run.fails(1, &["does not run int8", "no VNNI"], "--precision f32");
+    differs_little_from_f32(&report, &out, "int8");
 }
 
 /// A package whose precision was changed by hand is refused, and the message names the precision: int8 is another network,
@@ -178,16 +163,8 @@ fn a_changed_precision_is_refused() {
         &["was taught in f32 and its model.toml says precision \"int8\""],
         "linesight model calibrate --precision",
     );
-    if has_vnni() {
-        says(&default, "int8", "f32");
-        inspect_stills(&default).fails(
-            1,
-            &["was taught in int8 and its model.toml says precision \"f32\""],
-            "\"int8\"",
-        );
-    } else {
-        println!("skipped: the CPU has no VNNI");
-    }
+    says(&default, "int8", "f32");
+    inspect_stills(&default).fails(1, &["was taught in int8 and its model.toml says precision \"f32\""], "\"int8\"");
     if has_bf16() {
         says(&plain, "int8", "bf16");
         let run = inspect_stills(&plain);
@@ -200,10 +177,6 @@ fn a_changed_precision_is_refused() {
 fn calibrating_changes_the_precision() {
     let folder = folder();
     let (_, model) = taught(folder.path(), "model", &["--precision", "f32"]);
-    if !has_vnni() {
-        println!("skipped: the CPU has no VNNI");
-        return;
-    }
     for precision in ["int8", "f32"] {
         let base =
             ["model", "calibrate", "--json", "--precision", precision, "--good", good_stills().to_str().unwrap()];

@@ -99,10 +99,7 @@ fn the_summary_has_all_fields() {
         ["p50", "p95", "p99", "max"].iter().map(|q| s["latency_ms"][q].as_f64().unwrap()).collect();
     assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{quantiles:?}");
     assert!(s["source"].as_str().unwrap().ends_with("sample-run.mp4"));
-    assert_eq!(
-        (&s["model"], &s["device"], &s["precision"]),
-        (&json!("washer@1"), &json!("CPU"), &json!(default_precision()))
-    );
+    assert_eq!((&s["model"], &s["device"], &s["precision"]), (&json!("washer@1"), &json!("CPU"), &json!("int8")));
     assert_eq!((&s["dropped"], &s["lost"], &s["decode_warnings"]), (&json!(0), &json!(0), &json!(0)));
     let n = |key: &str| s[key].as_f64().unwrap();
     assert_eq!(n("bytes_raw"), 1280.0 * 720.0 * 1.5 * n("frames"));
@@ -196,7 +193,7 @@ fn events_say_what_the_results_say() {
         let threshold = toml["threshold"].as_float().unwrap();
         assert!((e["threshold"].as_f64().unwrap() - threshold).abs() < 1e-5);
         assert_eq!((&e["schema"], &e["line"], &e["site"]), (&json!(1), &json!("line-1"), &json!("plant")));
-        assert_eq!((&e["device"], &e["precision"]), (&json!("CPU"), &json!(default_precision())));
+        assert_eq!((&e["device"], &e["precision"]), (&json!("CPU"), &json!("int8")));
         assert_eq!(e["model"], json!({"name": "washer", "version": "1", "sha256": sha}));
         assert_eq!(e["image"], json!({"width": 1280, "height": 720}));
         assert!(e["camera"].as_str().unwrap().ends_with("sample-run.mp4"));

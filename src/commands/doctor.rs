@@ -4,7 +4,7 @@ mod delivery;
 
 use super::{print_json, print_text};
 use crate::deliver::{Endpoint, Target};
-use crate::detect::{backbone, runtime};
+use crate::detect::runtime;
 use crate::error::{Context, Result};
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -185,7 +185,7 @@ fn openvino() -> Vec<Finding> {
             ));
         }
         if devices.contains(&DeviceType::CPU) {
-            out.push(arithmetic(&runtime::capabilities(&core, &DeviceType::CPU), backbone::has_vnni()));
+            out.push(arithmetic(&runtime::capabilities(&core, &DeviceType::CPU)));
         }
         for (name, remedy) in [
             ("GPU", "for an Intel GPU install its compute runtime (intel-opencl-icd)"),
@@ -208,18 +208,33 @@ fn openvino() -> Vec<Finding> {
     describe().unwrap_or_else(|e| vec![finding("openvino", State::Bad, e.to_string(), e.hint_text())])
 }
 
-/// Which precisions the CPU computes faster than f32.
-fn arithmetic(capabilities: &str, vnni: bool) -> Finding {
-    let bf16 = capabilities.split_whitespace().any(|c| c == "BF16");
-    let with = |have: bool, name: &str, precision: &str| match have {
-        true => format!("{name}, for --precision {precision}"),
-        false => format!("no {name}: --precision {precision} is refused"),
+/// What the CPU has for the precisions that cost less than f32.
+fn arithmetic(capabilities: &str) -> Finding {
+    let bf16 = match capabilities.split_whitespace().any(|c| c == "BF16") {
+        true => "BF16, for --precision bf16",
+        false => "no BF16: --precision bf16 is refused",
     };
-    let state = if vnni { State::Ok } else { State::Note };
-    let detail = format!("{}; {}", with(vnni, "VNNI", "int8"), with(bf16, "BF16", "bf16"));
-    let remedy =
-        (!vnni).then_some("teaching uses f32, at twice the cost of int8; models taught in int8 do not run here");
-    finding("cpu arithmetic", state, detail, remedy)
+    match has_vnni() {
+        true => finding("cpu arithmetic", State::Ok, format!("VNNI, for --precision int8; {bf16}"), None),
+        false => finding(
+            "cpu arithmetic",
+            State::Note,
+            format!("no VNNI: int8 costs two thirds of f32 instead of half; {bf16}"),
+            Some("int8 computes the same on any CPU: models can be taught and run on machines with and without VNNI"),
+        ),
+    }
+}
+
+/// Whether the CPU has 8-bit dot products.
+fn has_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
 }
 
 fn disk(dir: &std::path::Path) -> Finding {

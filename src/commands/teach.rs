@@ -49,8 +49,8 @@ pub struct Arguments {
     /// Millimetres of the part that a pixel of the source shows: anomalies then have areas in mm².
     #[arg(long, value_name = "MM")]
     mm_per_pixel: Option<f32>,
-    /// Arithmetic of the network; a model runs at the precision it was taught with [default: int8 on a CPU with VNNI and on
-    /// an NPU, else f32].
+    /// Arithmetic of the network; a model runs at the precision it was taught with [default: int8 on a CPU and an NPU,
+    /// else f32].
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     /// AUTO, CPU, GPU, GPU.n, NPU, or AUTO:, MULTI:, HETERO: with a list.

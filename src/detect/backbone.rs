@@ -88,27 +88,13 @@ impl Precision {
         }
     }
 
-    /// The precision to teach in when none is named: int8 where all that `device` comes down to on this machine computes
-    /// it fast, which is a CPU with [VNNI](has_vnni) and an NPU; f32 elsewhere.
+    /// The precision to teach in when none is named: int8 where all that `device` comes down to on this machine is a CPU or
+    /// an NPU; f32 elsewhere.
     ///
     /// # Errors
     /// The runtime is missing or does not list its devices.
     pub fn default_for(device: &Device) -> Result<Self> {
-        Ok(device.default_precision(&runtime::devices()?, has_vnni()))
-    }
-}
-
-/// Whether the CPU has 8-bit dot products (AVX512-VNNI or AVX-VNNI). Without them OpenVINO would run an 8-bit network with
-/// sums that saturate, which leaves two thirds of some features (models/README.md): int8 is refused there.
-#[must_use]
-pub fn has_vnni() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
+        Ok(device.default_precision(&runtime::devices()?))
     }
 }
 
@@ -171,9 +157,9 @@ impl Device {
     }
 
     /// See [`Precision::default_for`].
-    fn default_precision(&self, available: &[String], vnni: bool) -> Precision {
+    fn default_precision(&self, available: &[String]) -> Precision {
         let resolved = self.resolved(available);
-        let fast = |d: &&str| is_named(d, "NPU") || (is_named(d, "CPU") && vnni);
+        let fast = |d: &&str| is_named(d, "NPU") || is_named(d, "CPU");
         if !resolved.is_empty() && resolved.iter().all(fast) { Precision::Int8 } else { Precision::F32 }
     }
 
@@ -374,20 +360,13 @@ fn built_in(id: &str) -> Result<&'static BuiltIn> {
     })
 }
 
-/// Refuses a device that does not compute in `precision`, by what it says of itself, and a CPU without VNNI for int8, which
-/// it does not say.
-fn check_capability(device: &str, capabilities: &str, precision: Precision, vnni: bool) -> Result<()> {
+/// Refuses a device that does not compute in `precision`, by what it says of itself.
+fn check_capability(device: &str, capabilities: &str, precision: Precision) -> Result<()> {
     let wanted = match precision {
         Precision::F32 => return Ok(()),
         Precision::Bf16 => "BF16",
         Precision::Int8 => "INT8",
     };
-    if precision == Precision::Int8 && is_named(device, "CPU") && !vnni {
-        return Err(Error::failed(
-            "device CPU does not run int8: this CPU has no VNNI, without which 8-bit sums saturate",
-        )
-        .hint("teach with --precision f32, or run `linesight model calibrate` with --precision f32"));
-    }
     if capabilities.split([' ', ',']).any(|c| c == wanted) {
         return Ok(());
     }
@@ -441,7 +420,7 @@ impl Backbone {
             let d = DeviceType::from(device.as_str());
             // a virtual device may pick another one: what was really taken is checked below
             if !named.is_empty() {
-                check_capability(device, &runtime::capabilities(&core, &d), options.precision, has_vnni())?;
+                check_capability(device, &runtime::capabilities(&core, &d), options.precision)?;
             }
             let mut set =
                 |key: &'static str, value: &str| core.set_property(&d, &RwPropertyKey::Other(key.into()), value);
@@ -507,7 +486,7 @@ impl Backbone {
         }
         for one in &running {
             let capabilities = runtime::capabilities(&core, &DeviceType::from(*one));
-            check_capability(one, &capabilities, options.precision, has_vnni())?;
+            check_capability(one, &capabilities, options.precision)?;
         }
         check_taken(&device, &property("INFERENCE_PRECISION_HINT"), options.precision)?;
         let requests = compiled
@@ -620,30 +599,27 @@ mod tests {
         assert_eq!(on("NPU", true).unwrap(), "AUTO");
     }
 
-    /// int8 is the default exactly where all that runs has it: a CPU with VNNI, an NPU.
+    /// int8 is the default exactly where all that runs is a CPU or an NPU.
     #[test]
     fn int8_is_the_default_where_all_that_runs_has_it() {
-        for (device, available, vnni, wanted) in [
-            ("AUTO", "CPU", true, Precision::Int8),
-            ("AUTO", "CPU", false, Precision::F32),
-            ("AUTO", "CPU GPU.0", true, Precision::F32),
-            ("AUTO", "CPU NPU", true, Precision::Int8),
-            ("AUTO:GPU,CPU", "CPU", true, Precision::Int8),
-            ("AUTO:NPU,GPU", "CPU GPU NPU", false, Precision::Int8),
-            ("AUTO:GPU,CPU", "CPU GPU.0", true, Precision::F32),
-            ("CPU", "CPU GPU", true, Precision::Int8),
-            ("CPU", "CPU NPU", false, Precision::F32),
-            ("NPU", "CPU NPU", false, Precision::Int8),
-            ("NPU", "CPU", true, Precision::Int8), // with --allow-fallback the CPU runs
-            ("GPU.1", "CPU GPU.0 GPU.1", true, Precision::F32),
-            ("HETERO:NPU,CPU", "CPU NPU", true, Precision::Int8),
-            ("HETERO:NPU,CPU", "CPU NPU", false, Precision::F32),
-            ("MULTI:GPU,CPU", "CPU GPU", true, Precision::F32),
-            ("AUTO", "", true, Precision::F32),
+        for (device, available, wanted) in [
+            ("AUTO", "CPU", Precision::Int8),
+            ("AUTO", "CPU GPU.0", Precision::F32),
+            ("AUTO", "CPU NPU", Precision::Int8),
+            ("AUTO:GPU,CPU", "CPU", Precision::Int8),
+            ("AUTO:NPU,GPU", "CPU GPU NPU", Precision::Int8),
+            ("AUTO:GPU,CPU", "CPU GPU.0", Precision::F32),
+            ("CPU", "CPU GPU", Precision::Int8),
+            ("NPU", "CPU NPU", Precision::Int8),
+            ("NPU", "CPU", Precision::Int8), // with --allow-fallback the CPU runs
+            ("GPU.1", "CPU GPU.0 GPU.1", Precision::F32),
+            ("HETERO:NPU,CPU", "CPU NPU", Precision::Int8),
+            ("MULTI:GPU,CPU", "CPU GPU", Precision::F32),
+            ("AUTO", "", Precision::F32),
         ] {
             let available: Vec<String> = available.split_whitespace().map(str::to_owned).collect();
-            let got = device.parse::<Device>().unwrap().default_precision(&available, vnni);
-            assert_eq!(got, wanted, "{device} of {available:?}, VNNI {vnni}");
+            let got = device.parse::<Device>().unwrap().default_precision(&available);
+            assert_eq!(got, wanted, "{device} of {available:?}");
         }
     }
 
@@ -652,13 +628,11 @@ mod tests {
     fn precisions_that_do_not_run_are_refused() {
         let cpu = "FP32 INT8 BIN EXPORT_IMPORT";
         for precision in [Precision::F32, Precision::Int8] {
-            check_capability("CPU", cpu, precision, true).unwrap();
+            check_capability("CPU", cpu, precision).unwrap();
         }
-        let e = check_capability("CPU", cpu, Precision::Bf16, true).unwrap_err();
+        let e = check_capability("CPU", cpu, Precision::Bf16).unwrap_err();
         assert_eq!(e.to_string(), format!("device CPU does not run bf16; it says it runs: {cpu}"));
-        let e = check_capability("CPU", cpu, Precision::Int8, false).unwrap_err();
-        assert!(e.to_string().starts_with("device CPU does not run int8: this CPU has no VNNI"), "{e}");
-        let e = check_capability("GPU.0", "FP32 FP16", Precision::Int8, true).unwrap_err();
+        let e = check_capability("GPU.0", "FP32 FP16", Precision::Int8).unwrap_err();
         assert_eq!(e.to_string(), "device GPU.0 does not run int8; it says it runs: FP32 FP16");
         for (device, taken, precision) in [
             ("CPU", "f32", Precision::F32),

@@ -153,11 +153,6 @@ pub fn holds_only(folder: &Path, known: &[&str]) {
     assert_eq!(names(folder), known.iter().map(|s| s.to_string()).collect::<BTreeSet<_>>());
 }
 
-/// The precision that teaching on the CPU takes when none is named.
-pub fn default_precision() -> &'static str {
-    if linesight::detect::backbone::has_vnni() { "int8" } else { "f32" }
-}
-
 /// A model of the sample's washers.
 pub fn washer() -> &'static Path {
     static MODEL: LazyLock<PathBuf> = LazyLock::new(|| {
