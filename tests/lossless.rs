@@ -194,7 +194,8 @@ fn a_full_disk_costs_pictures_and_says_which() {
     plant.until("more parts", |p| p.counter("a", "parts") > parts + 60);
     assert!(deliver(&plant, "pictures_dropped") <= dropped + 5, "it does not recover");
     let server = light(Server::start_at(address, |_| Act::Take));
-    plant.until("delivery", |p| deliver(p, "waiting") < 10);
+    // 60 anomalies a second are more than some machines deliver meanwhile
+    plant.until("delivery", |p| deliver(p, "delivered") > 500 || deliver(p, "waiting") < 10);
     let (report, code) = plant.stop();
     assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
     send_the_rest(&mut plant, &server.url());
