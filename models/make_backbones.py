@@ -422,17 +422,21 @@ def dense_levels(model: ov.Model) -> list[Array]:
     return [n.input_value(0).get_node().input_value(0).get_node().get_data() for n in scaled]
 
 
-def largest_pair(levels: Array) -> int:
-    """The largest sum of two neighbouring inputs' weights of one sign, which a CPU without VNNI adds up in 16 bits."""
-    even = np.pad(levels.astype(int), [(0, 0), (0, levels.shape[1] % 2), (0, 0), (0, 0)])
-    return max(int((np.maximum(s * even[:, 0::2], 0) + np.maximum(s * even[:, 1::2], 0)).max()) for s in (1, -1))
+def largest_pairs(weights: Array) -> Array:
+    """For each output [out, 1, 1, 1] the largest sum of two neighbouring inputs' weights of one sign, of [out, in, h, w].
+
+    A CPU without VNNI adds the products of such two in 16 bits.
+    """
+    even = np.pad(weights, [(0, 0), (0, weights.shape[1] % 2), (0, 0), (0, 0)])
+    sums = (np.maximum(sign * even[:, 0::2], 0) + np.maximum(sign * even[:, 1::2], 0) for sign in (1, -1))
+    return np.maximum(*sums).max((1, 2, 3), keepdims=True)
 
 
 def check_quantised(name: str, full: ov.Model, ir_dir: Path, report: Callable[[bool, str], None]) -> None:
     """Compares a quantised network with the graph with 32-bit weights."""
     tapped = BACKBONES[name]
     stored = ov.Core().read_model(ir_dir / f"{name}-int8.xml")
-    largest = max(largest_pair(levels) for levels in dense_levels(stored))
+    largest = max(int(largest_pairs(levels.astype(int)).max()) for levels in dense_levels(stored))
     report(largest <= PAIR_BOUND, f"{name}-int8: neighbouring weights of one sign add up to {largest} (bound {PAIR_BOUND})")
     for height, width in INT8_SIZES:
         call_stored, call_full = run(stored, height, width), run(full, height, width)

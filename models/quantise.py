@@ -43,9 +43,8 @@ import calibration
 import make_backbones as base
 
 WIDEST = "efficientnet-lite0-b2b4b10"
-# An activation has at most 255, a sum of two products with it 32767: two weights of one sign may add up to 128. Before
-# rounding, which may add half a step to each, to 127.
-PAIR_MAX = 127
+# Before rounding, which may add half a step to each of the two.
+PAIR_MAX = base.PAIR_BOUND - 1
 
 
 def quantised(state: base.State) -> ov.Model:
@@ -90,10 +89,7 @@ def grid(weights: base.Array) -> tuple[base.Array, base.Array]:
     axes = tuple(range(1, weights.ndim))
     step = np.abs(weights).max(axes, keepdims=True) / 127
     if weights.ndim == 4:
-        inputs = weights.shape[1]
-        even = np.pad(weights, [(0, 0), (0, inputs % 2), (0, 0), (0, 0)])
-        sums = (np.maximum(sign * even[:, 0::2], 0) + np.maximum(sign * even[:, 1::2], 0) for sign in (1, -1))
-        step = np.maximum(step, np.maximum(*sums).max(axes, keepdims=True) / PAIR_MAX)
+        step = np.maximum(step, base.largest_pairs(weights) / PAIR_MAX)
     step = np.where(step > 0, step, 1)  # a channel without weights
     return np.round(weights / step), step
 

@@ -1,7 +1,7 @@
 //! Who gets a core first.
 
 /// Makes the calling thread, and those that it starts later, run when the lines leave a core free: for work beside the verdict path
-/// that may come late. What waits for a core is then a verdict's thread never, this one always.
+/// that may come late.
 ///
 /// The lowest niceness, which on Linux is a thread's own and needs no privilege. Such a thread still gets about a sixtieth of a
 /// core that is never free.
