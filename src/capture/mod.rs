@@ -93,6 +93,18 @@ impl From<Error> for OpenError {
     }
 }
 
+/// Does what opening any source of this kind takes: starts GStreamer and loads its decoders. Opening the source does it, too, if
+/// nobody did; done before, beside other work, it takes no time of its own.
+pub fn get_ready(source: &Source) -> Result<()> {
+    gstreamer::init()
+        .map_err(|e| Error::missing("GStreamer cannot be initialised").because(e).hint("run `make setup`"))?;
+    template::prefer_hardware();
+    if source.is_decoded() {
+        template::load_decoders();
+    }
+    Ok(())
+}
+
 /// Width and height of a recording's frames, by a look at the first one; none for what is no recording, has no frame, or can be
 /// read only once.
 pub fn size_of_recording(source: &Source) -> Result<Option<(u32, u32)>> {
@@ -118,10 +130,8 @@ impl Capture {
 
     /// Opens `source`; `told` are the files of a watched folder that were taken before.
     fn try_open(source: &Source, options: &OpenOptions, told: Option<Told>, software: bool) -> Result<Self, OpenError> {
-        gstreamer::init()
-            .map_err(|e| Error::missing("GStreamer cannot be initialised").because(e).hint("run `make setup`"))?;
+        get_ready(source)?;
         options.camera.check(source)?;
-        template::prefer_hardware();
         let mut capture = Capture {
             source: source.clone(),
             realtime: options.realtime,

@@ -133,6 +133,16 @@ impl Source {
         }
     }
 
+    /// Whether it is compressed video, as far as one can tell without opening it.
+    pub(super) fn is_decoded(&self) -> bool {
+        match self {
+            Source::Rtsp(_) | Source::Uri(_) => true,
+            Source::File(path) => !is_image(path),
+            Source::Pipeline(text) => text.contains("decodebin"),
+            Source::Folder { .. } | Source::Watch(_) | Source::V4l2(_) | Source::Genicam(_) => false,
+        }
+    }
+
     /// The source as a person would name it; of a URI without credentials and query, which can hold tokens.
     pub fn name(&self) -> String {
         match self {

@@ -227,6 +227,36 @@ pub(super) fn prefer_hardware() {
     });
 }
 
+/// Loads the plugins that take video apart and decode it, which GStreamer would do when the first packets are there: libav's
+/// takes tenths of a second on a small PC, in which the frames of a camera that plays already pile up, all of them late. H.264
+/// and H.265 stand for all: on most systems one plugin has the decoders of them all. Done once for the process.
+pub(super) fn load_decoders() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for factory in decoding() {
+            // what cannot be loaded is told by the pipeline that needs it
+            if let Err(e) = factory.load() {
+                tracing::debug!(element = %factory.name(), "cannot be loaded: {e}");
+            }
+        }
+    });
+}
+
+/// Elements of the plugins that most video needs.
+fn decoding() -> impl Iterator<Item = gst::ElementFactory> {
+    let parts = ["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"];
+    let decoders = ["video/x-h264", "video/x-h265"].into_iter().filter_map(|media| {
+        let all = gst::ElementFactory::factories_with_type(
+            gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO,
+            gst::Rank::MARGINAL,
+        );
+        let caps = gst::Caps::new_empty_simple(media);
+        // the one that decodebin tries first
+        all.iter().filter(|f| f.can_sink_any_caps(&caps)).max_by_key(|f| f.rank()).cloned()
+    });
+    parts.into_iter().filter_map(gst::ElementFactory::find).chain(decoders)
+}
+
 /// Whether `camera` keeps decoding on the CPU.
 pub(super) fn wants_software(camera: &CameraOptions) -> bool {
     camera.decode == Some(Decode::Software)
@@ -284,6 +314,15 @@ mod tests {
         for text in [bayer, launch("v4l2:/dev/video0", "format = \"mjpeg\"\nexposure_us = 100\ngain = 1")] {
             gst::parse::launch(&text).unwrap();
         }
+    }
+
+    #[test]
+    fn what_decodes_a_stream_is_loaded_before_it_is_opened() {
+        crate::capture::get_ready(&Source::parse("rtsp://h/s").unwrap()).unwrap();
+        let loaded: Vec<_> =
+            decoding().map(|f| (f.name(), f.plugin().is_some_and(|plugin| plugin.is_loaded()))).collect();
+        assert!(loaded.iter().any(|(name, _)| name.contains("dec")), "{loaded:?}");
+        assert!(loaded.iter().all(|(_, is_loaded)| *is_loaded), "{loaded:?}");
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     if let Some(out) = &a.out {
         staging::check_destination(out, RESULTS)?;
     }
-    let model = load(&a.model)?;
+    let model = load(&a.model, &source)?;
     let hint = Hint::for_source(a.realtime || source.is_live());
     let frames = || Ok(capture::size_of_recording(&source)?.map(|(width, height)| Size { width, height }));
     let mut backbone = line::arm_beside_decoder(&model, &a.device, a.allow_fallback, hint, frames)?;
@@ -248,9 +248,9 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
 
 /// Loads the package while GStreamer and OpenVINO start: none needs another, and each takes a good part of the time until the
 /// first frame. What is wrong with those two is said where they are used.
-fn load(package: &Path) -> Result<Model> {
+fn load(package: &Path, source: &Source) -> Result<Model> {
     std::thread::scope(|scope| {
-        scope.spawn(|| gstreamer::init().is_ok());
+        scope.spawn(|| capture::get_ready(source).is_ok());
         scope.spawn(|| runtime::core().is_ok());
         Model::load(package)
     })
