@@ -47,7 +47,7 @@ bench: setup ## run the benchmarks
 	cargo bench $(CARGO_FLAGS)
 
 lint: setup ## check formatting and run clippy, warnings being errors
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --all-targets $(CARGO_FLAGS) -- -D warnings
 
 # For the release of Debian or Ubuntu that it is built on: OpenCV's and GStreamer's packages differ between them.

@@ -37,8 +37,7 @@
 //! | [`observe`] | state and counters of each line, camera health, drift, metrics |
 //! | `lock` | one process per database or folder |
 //! | `priority` | which threads stand behind the lines' |
-//! | `resample` | planes of bytes at another size |
-//! | `fetch`, `round` | what processors do faster when told how |
+//! | `round` | to whole numbers, as processors do it faster when told how |
 //! | `hex` | checksums as text |
 //! | [`staging`] | output folders that are there wholly or not at all |
 //! | [`error`] | kind, message, hint, cause; exit codes |
@@ -52,7 +51,6 @@ pub mod detect;
 pub mod error;
 pub mod evaluate;
 pub mod event;
-mod fetch;
 pub mod frame;
 mod hex;
 pub mod judge;
@@ -64,7 +62,6 @@ pub mod picture;
 pub mod plant;
 pub mod prepare;
 mod priority;
-mod resample;
 pub mod respond;
 pub mod review;
 mod round;

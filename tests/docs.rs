@@ -8,8 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Folders at the top whose paths, wherever they are written, must exist.
-const TREES: [&str; 10] =
-    ["assets/", "benches/", "docs/", "examples/", "models/", "packaging/", "pipelines/", "scripts/", "src/", "tests/"];
+const TREES: [&str; 11] = [
+    "assets/",
+    "benches/",
+    "crates/",
+    "docs/",
+    "examples/",
+    "models/",
+    "packaging/",
+    "pipelines/",
+    "scripts/",
+    "src/",
+    "tests/",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -171,7 +171,7 @@ fn an_absent_endpoint_costs_no_verdict_time() {
 fn a_full_disk_costs_pictures_and_says_which() {
     let Some(disk) = Disk::new("96m") else { return };
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut plant = Plant::new(&review(&format!("http://{address}")), &line("a", &all_wrong(60), still_model(), ""));
+    let mut plant = Plant::new(&review(&format!("http://{address}")), &line("a", &all_wrong(20), still_model(), ""));
     plant.move_database(&disk.0.path().join("spool.db"));
     plant.start();
     plant.until("anomalies", |p| deliver(p, "spool_bytes") > 5_000_000);
@@ -182,20 +182,19 @@ fn a_full_disk_costs_pictures_and_says_which() {
     std::fs::write(&ballast, vec![1; (free - (34 << 20)) as usize]).unwrap();
     plant.until("pictures to go", |p| deliver(p, "pictures_dropped") > 20);
     let parts = plant.counter("a", "parts");
-    plant.until("more parts", |p| p.counter("a", "parts") > parts + 60);
+    plant.until("more parts", |p| p.counter("a", "parts") > parts + 30);
     // new anomalies are written while the disk is full
     let spooled = deliver(&plant, "spooled");
-    plant.until("more anomalies", |p| deliver(p, "spooled") > spooled + 60);
+    plant.until("more anomalies", |p| deliver(p, "spooled") > spooled + 30);
     // a busy machine may judge fewer than come; what was judged is recorded with its verdict
     assert_eq!(plant.count("SELECT count(*) FROM ledger WHERE reasons LIKE '%could not be recorded%'"), 0);
     std::fs::remove_file(&ballast).unwrap();
     let dropped = deliver(&plant, "pictures_dropped");
     let parts = plant.counter("a", "parts");
-    plant.until("more parts", |p| p.counter("a", "parts") > parts + 60);
+    plant.until("more parts", |p| p.counter("a", "parts") > parts + 30);
     assert!(deliver(&plant, "pictures_dropped") <= dropped + 5, "it does not recover");
     let server = light(Server::start_at(address, |_| Act::Take));
-    // 60 anomalies a second are more than some machines deliver meanwhile
-    plant.until("delivery", |p| deliver(p, "delivered") > 500 || deliver(p, "waiting") < 10);
+    plant.until("delivery", |p| deliver(p, "waiting") < 10);
     let (report, code) = plant.stop();
     assert_eq!(code, Some(0), "{report:#}\n{}", plant.log());
     send_the_rest(&mut plant, &server.url());

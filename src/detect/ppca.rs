@@ -18,9 +18,9 @@
 //! 3. A feature that is no number makes a distance that is none, not a small one (test `what_is_no_number_stays_none`).
 
 use crate::error::{Error, Result};
-use crate::fetch::{LINE, fetch};
 use crate::prepare::shrink::Size;
 use crate::round::ROUND;
+use linesight_kernels::fetch::{LINE, fetch};
 
 /// Directions kept at each position; fewer taught parts leave the rest zero.
 pub const RANK: usize = 16;

@@ -8,7 +8,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::frame::{Frame, PixelFormat, Plane};
-use crate::resample::{Axis, Resampler, Source};
+use linesight_kernels::resample::{Axis, Resampler, Source};
 use serde::{Deserialize, Serialize};
 
 /// Width and height of a network input or of any small picture, in pixels.

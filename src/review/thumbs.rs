@@ -39,7 +39,7 @@ use super::store::{Anomaly, ObjectName, Store};
 use super::upload::MAX_SIDE;
 use crate::error::{Context, Result};
 use crate::hex::sha256;
-use crate::resample::{Axis, Resampler, Source};
+use linesight_kernels::resample::{Axis, Resampler, Source};
 
 /// Width by height of the place that a card shows, where the picture allows it.
 pub const CARD_ASPECT: f64 = 4.0 / 3.0;
