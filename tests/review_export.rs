@@ -7,6 +7,8 @@
     reason = "clippy.toml allows them inside test functions, not in their helpers"
 )]
 
+#[path = "support/alone.rs"]
+mod alone;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use alone::alone;
 use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use linesight::capture::{Capture, Source};
 use linesight::event::Event;
@@ -454,6 +457,10 @@ fn rss() -> u64 {
 /// All captured at the same time, so that the list goes by their ids. The rows are put into the database beside the store: 20,000 synced uploads would take longer than all other tests.
 #[test]
 fn twenty_thousand_items_stream() {
+    alone("twenty_thousand_items_stream", twenty_thousand_items);
+}
+
+fn twenty_thousand_items() {
     const ITEMS: u32 = 20_000;
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path()).unwrap();
