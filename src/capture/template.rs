@@ -242,17 +242,22 @@ pub(super) fn load_decoders() {
     });
 }
 
-/// Elements of the plugins that most video needs.
+/// Elements of the plugins that most video needs: of the decoders those that decodebin tries first, the CPU's also beside other
+/// hardware's, for who wants it and for when that fails.
 fn decoding() -> impl Iterator<Item = gst::ElementFactory> {
     let parts = ["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"];
-    let decoders = ["video/x-h264", "video/x-h265"].into_iter().filter_map(|media| {
+    let decoders = ["video/x-h264", "video/x-h265"].into_iter().flat_map(|media| {
         let all = gst::ElementFactory::factories_with_type(
             gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO,
             gst::Rank::MARGINAL,
         );
         let caps = gst::Caps::new_empty_simple(media);
-        // the one that decodebin tries first
-        all.iter().filter(|f| f.can_sink_any_caps(&caps)).max_by_key(|f| f.rank()).cloned()
+        let (hardware, software): (Vec<_>, Vec<_>) = all
+            .iter()
+            .filter(|f| f.can_sink_any_caps(&caps))
+            .cloned()
+            .partition(|f| f.metadata("klass").is_some_and(|klass| klass.contains("Hardware")));
+        [hardware, software].into_iter().filter_map(|of| of.into_iter().max_by_key(|f| f.rank()))
     });
     parts.into_iter().filter_map(gst::ElementFactory::find).chain(decoders)
 }
