@@ -100,7 +100,7 @@ pub fn get_ready(source: &Source) -> Result<()> {
         .map_err(|e| Error::missing("GStreamer cannot be initialised").because(e).hint("run `make setup`"))?;
     template::prefer_hardware();
     if source.is_decoded() {
-        template::load_decoders();
+        template::load_decoders(source.is_live());
     }
     Ok(())
 }

@@ -212,15 +212,11 @@ fn v4l2(device: &str, camera: &CameraOptions, queue: &str) -> String {
 pub(super) fn prefer_hardware() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let all = gst::ElementFactory::factories_with_type(
-            gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO,
-            gst::Rank::NONE,
-        );
-        for factory in all.iter() {
+        for factory in video_decoders(gst::Rank::NONE).iter() {
             let name = factory.name();
             let ours = ["va", "vaapi", "qsv", "msdk"].iter().any(|p| name.starts_with(p));
             let exact = ["h264", "h265", "vp9", "av1"].iter().any(|c| name.contains(c));
-            if ours && exact && factory.metadata("klass").is_some_and(|k| k.contains("Hardware")) {
+            if ours && exact && is_hardware(factory) {
                 factory.set_rank(gst::Rank::PRIMARY + 64);
             }
         }
@@ -229,37 +225,40 @@ pub(super) fn prefer_hardware() {
 
 /// Loads the plugins that take video apart and decode it, which GStreamer would do when the first packets are there: libav's
 /// takes tenths of a second on a small PC, in which the frames of a camera that plays already pile up, all of them late. H.264
-/// and H.265 stand for all: on most systems one plugin has the decoders of them all. Done once for the process.
-pub(super) fn load_decoders() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for factory in decoding() {
-            // what cannot be loaded is told by the pipeline that needs it
-            if let Err(e) = factory.load() {
-                tracing::debug!(element = %factory.name(), "cannot be loaded: {e}");
-            }
+/// and H.265 stand for all: on most systems one plugin has the decoders of them all. What is loaded stays so, and costs nothing
+/// again.
+pub(super) fn load_decoders(is_live: bool) {
+    for factory in decoding(is_live) {
+        // what cannot be loaded is told by the pipeline that needs it
+        if let Err(e) = factory.load() {
+            tracing::debug!(element = %factory.name(), "cannot be loaded: {e}");
         }
-    });
+    }
 }
 
-/// Elements of the plugins that most video needs: of the decoders those that decodebin tries first, the CPU's also beside other
-/// hardware's, for who wants it and for when that fails.
-fn decoding() -> impl Iterator<Item = gst::ElementFactory> {
-    let parts = ["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"];
-    let decoders = ["video/x-h264", "video/x-h265"].into_iter().flat_map(|media| {
-        let all = gst::ElementFactory::factories_with_type(
-            gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO,
-            gst::Rank::MARGINAL,
-        );
+/// Elements of the plugins that most video needs, and most cameras (`is_live`): of the decoders those that decodebin tries first,
+/// the CPU's also beside other hardware's, for who wants it and for when that fails.
+fn decoding(is_live: bool) -> impl Iterator<Item = gst::ElementFactory> {
+    let parts: &[&str] = if is_live { &["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"] } else { &[] };
+    let (hardware, software): (Vec<_>, Vec<_>) =
+        video_decoders(gst::Rank::MARGINAL).iter().cloned().partition(is_hardware);
+    let decoders = ["video/x-h264", "video/x-h265"].into_iter().flat_map(move |media| {
         let caps = gst::Caps::new_empty_simple(media);
-        let (hardware, software): (Vec<_>, Vec<_>) = all
-            .iter()
-            .filter(|f| f.can_sink_any_caps(&caps))
-            .cloned()
-            .partition(|f| f.metadata("klass").is_some_and(|klass| klass.contains("Hardware")));
-        [hardware, software].into_iter().filter_map(|of| of.into_iter().max_by_key(|f| f.rank()))
+        let first = |of: &[gst::ElementFactory]| {
+            of.iter().filter(|f| f.can_sink_any_caps(&caps)).max_by_key(|f| f.rank()).cloned()
+        };
+        [first(&hardware), first(&software)].into_iter().flatten()
     });
-    parts.into_iter().filter_map(gst::ElementFactory::find).chain(decoders)
+    parts.iter().filter_map(|name| gst::ElementFactory::find(name)).chain(decoders)
+}
+
+fn video_decoders(at_least: gst::Rank) -> glib::List<gst::ElementFactory> {
+    let kind = gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO;
+    gst::ElementFactory::factories_with_type(kind, at_least)
+}
+
+fn is_hardware(decoder: &gst::ElementFactory) -> bool {
+    decoder.metadata("klass").is_some_and(|klass| klass.contains("Hardware"))
 }
 
 /// Whether `camera` keeps decoding on the CPU.
@@ -325,7 +324,7 @@ mod tests {
     fn what_decodes_a_stream_is_loaded_before_it_is_opened() {
         crate::capture::get_ready(&Source::parse("rtsp://h/s").unwrap()).unwrap();
         let loaded: Vec<_> =
-            decoding().map(|f| (f.name(), f.plugin().is_some_and(|plugin| plugin.is_loaded()))).collect();
+            decoding(true).map(|f| (f.name(), f.plugin().is_some_and(|plugin| plugin.is_loaded()))).collect();
         assert!(loaded.iter().any(|(name, _)| name.contains("dec")), "{loaded:?}");
         assert!(loaded.iter().all(|(_, is_loaded)| *is_loaded), "{loaded:?}");
     }
