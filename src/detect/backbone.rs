@@ -42,20 +42,12 @@ macro_rules! network {
     };
 }
 
-static BACKBONES: [BuiltIn; 2] = [
-    BuiltIn {
-        id: DEFAULT_BACKBONE,
-        plain: network!("efficientnet-lite0-b4b10"),
-        quantised: network!("efficientnet-lite0-b4b10-int8"),
-        channels: 152,
-    },
-    BuiltIn {
-        id: "efficientnet-lite0-b2b4b10",
-        plain: network!("efficientnet-lite0-b2b4b10"),
-        quantised: network!("efficientnet-lite0-b2b4b10-int8"),
-        channels: 176,
-    },
-];
+static BACKBONES: [BuiltIn; 1] = [BuiltIn {
+    id: DEFAULT_BACKBONE,
+    plain: network!("efficientnet-lite0-b4b10"),
+    quantised: network!("efficientnet-lite0-b4b10-int8"),
+    channels: 152,
+}];
 
 /// The backbone that teaching uses.
 pub const DEFAULT_BACKBONE: &str = "efficientnet-lite0-b4b10";
