@@ -28,6 +28,7 @@ pub use supervise::{Supervised, Watchdog};
 
 use crate::error::{Error, Result};
 use crate::frame::Frame;
+use gstreamer::prelude::*;
 use pipeline::{Camera, Pipeline, Pulled, Reads};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -93,16 +94,19 @@ impl From<Error> for OpenError {
     }
 }
 
-/// Does what opening any source of this kind takes: starts GStreamer and loads its decoders. Opening the source does it, too, if
+/// Does what opening any source of this kind takes: starts GStreamer and loads its plugins. Opening the source does it, too, if
 /// nobody did; done before, beside other work, it takes no time of its own.
 pub fn get_ready(source: &Source) -> Result<()> {
     gstreamer::init()
         .map_err(|e| Error::missing("GStreamer cannot be initialised").because(e).hint("run `make setup`"))?;
     template::prefer_hardware();
-    if source.is_decoded() {
-        template::load_decoders(source.is_live());
-    }
+    template::load_elements(source);
     Ok(())
+}
+
+/// Names of the video decoders that use a graphics unit. GStreamer has been started before.
+pub fn hardware_decoders() -> Vec<String> {
+    template::hardware_decoders().map(|decoder| decoder.name().to_string()).collect()
 }
 
 /// Width and height of a recording's frames, by a look at the first one; none for what is no recording, has no frame, or can be
@@ -130,8 +134,8 @@ impl Capture {
 
     /// Opens `source`; `told` are the files of a watched folder that were taken before.
     fn try_open(source: &Source, options: &OpenOptions, told: Option<Told>, software: bool) -> Result<Self, OpenError> {
-        get_ready(source)?;
         options.camera.check(source)?;
+        get_ready(source)?;
         let mut capture = Capture {
             source: source.clone(),
             realtime: options.realtime,

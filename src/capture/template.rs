@@ -223,12 +223,12 @@ pub(super) fn prefer_hardware() {
     });
 }
 
-/// Loads the plugins that take video apart and decode it, which GStreamer would do when the first packets are there: libav's
-/// takes tenths of a second on a small PC, in which the frames of a camera that plays already pile up, all of them late. H.264
-/// and H.265 stand for all: on most systems one plugin has the decoders of them all. What is loaded stays so, and costs nothing
-/// again.
-pub(super) fn load_decoders(is_live: bool) {
-    for factory in decoding(is_live) {
+/// Loads the plugins that a source needs, which GStreamer would do as its pipeline is made, and when the first packets are there:
+/// libav's takes tenths of a second on a small PC, in which the frames of a camera that plays already pile up, all of them late.
+/// H.264 and H.265 stand for all video: on most systems one plugin has the decoders of them all. What is loaded stays so, and costs
+/// nothing again.
+pub(super) fn load_elements(source: &Source) {
+    for factory in elements(source) {
         // what cannot be loaded is told by the pipeline that needs it
         if let Err(e) = factory.load() {
             tracing::debug!(element = %factory.name(), "cannot be loaded: {e}");
@@ -236,25 +236,35 @@ pub(super) fn load_decoders(is_live: bool) {
     }
 }
 
-/// Elements of the plugins that most video needs, and most cameras (`is_live`): of the decoders those that decodebin tries first,
-/// the CPU's also beside other hardware's, for who wants it and for when that fails.
-fn decoding(is_live: bool) -> impl Iterator<Item = gst::ElementFactory> {
-    let parts: &[&str] = if is_live { &["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"] } else { &[] };
-    let (hardware, software): (Vec<_>, Vec<_>) =
-        video_decoders(gst::Rank::MARGINAL).iter().cloned().partition(is_hardware);
-    let decoders = ["video/x-h264", "video/x-h265"].into_iter().flat_map(move |media| {
-        let caps = gst::Caps::new_empty_simple(media);
-        let first = |of: &[gst::ElementFactory]| {
-            of.iter().filter(|f| f.can_sink_any_caps(&caps)).max_by_key(|f| f.rank()).cloned()
-        };
-        [first(&hardware), first(&software)].into_iter().flatten()
-    });
-    parts.iter().filter_map(|name| gst::ElementFactory::find(name)).chain(decoders)
+/// Elements of the plugins that most sources like this one need: of the decoders of video those that decodebin tries first, the
+/// CPU's also beside other hardware's, for who wants it and for when that fails.
+fn elements(source: &Source) -> Vec<gst::ElementFactory> {
+    let mut names = vec!["decodebin", "videoconvert", "appsink"];
+    if source.is_decoded() && source.is_live() {
+        names.extend(["udpsrc", "rtpjitterbuffer", "rtph264depay", "h264parse"]);
+    }
+    let mut found: Vec<_> = names.into_iter().filter_map(gst::ElementFactory::find).collect();
+    if source.is_decoded() {
+        let (hardware, software): (Vec<_>, Vec<_>) =
+            video_decoders(gst::Rank::MARGINAL).into_iter().partition(is_hardware);
+        for media in ["video/x-h264", "video/x-h265"] {
+            let caps = gst::Caps::new_empty_simple(media);
+            let first = |of: &[gst::ElementFactory]| {
+                of.iter().filter(|f| f.can_sink_any_caps(&caps)).max_by_key(|f| f.rank()).cloned()
+            };
+            found.extend([first(&hardware), first(&software)].into_iter().flatten());
+        }
+    }
+    found
 }
 
 fn video_decoders(at_least: gst::Rank) -> glib::List<gst::ElementFactory> {
     let kind = gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO;
     gst::ElementFactory::factories_with_type(kind, at_least)
+}
+
+pub(super) fn hardware_decoders() -> impl Iterator<Item = gst::ElementFactory> {
+    video_decoders(gst::Rank::MARGINAL).into_iter().filter(is_hardware)
 }
 
 fn is_hardware(decoder: &gst::ElementFactory) -> bool {
@@ -322,9 +332,12 @@ mod tests {
 
     #[test]
     fn what_decodes_a_stream_is_loaded_before_it_is_opened() {
-        crate::capture::get_ready(&Source::parse("rtsp://h/s").unwrap()).unwrap();
-        let loaded: Vec<_> =
-            decoding(true).map(|f| (f.name(), f.plugin().is_some_and(|plugin| plugin.is_loaded()))).collect();
+        let source = Source::parse("rtsp://h/s").unwrap();
+        crate::capture::get_ready(&source).unwrap();
+        let loaded: Vec<_> = elements(&source)
+            .into_iter()
+            .map(|f| (f.name(), f.plugin().is_some_and(|plugin| plugin.is_loaded())))
+            .collect();
         assert!(loaded.iter().any(|(name, _)| name.contains("dec")), "{loaded:?}");
         assert!(loaded.iter().all(|(_, is_loaded)| *is_loaded), "{loaded:?}");
     }

@@ -7,7 +7,6 @@ use crate::deliver::{Endpoint, Target};
 use crate::detect::runtime;
 use crate::error::{Context, Result};
 use gstreamer as gst;
-use gstreamer::prelude::*;
 use openvino::{DeviceType, PropertyKey};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -142,12 +141,7 @@ fn gstreamer() -> Vec<Finding> {
 
 /// Video decoders that use the graphics unit.
 fn hardware_decoders() -> Finding {
-    let kind = gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_VIDEO;
-    let names: Vec<String> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
-        .iter()
-        .filter(|f| f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
-        .map(|f| f.name().to_string())
-        .collect();
+    let names = crate::capture::hardware_decoders();
     match names.is_empty() {
         true => finding(
             "hardware decoding",

@@ -189,10 +189,7 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     if let Some(out) = &a.out {
         staging::check_destination(out, RESULTS)?;
     }
-    let model = load(&a.model, &source)?;
-    let hint = Hint::for_source(a.realtime || source.is_live());
-    let frames = || Ok(capture::size_of_recording(&source)?.map(|(width, height)| Size { width, height }));
-    let mut backbone = line::arm_beside_decoder(&model, &a.device, a.allow_fallback, hint, frames)?;
+    let (model, mut backbone) = armed(&a, &source)?;
     let deliver = match &a.review {
         Some(url) => {
             let database = a.spool.clone().map_or_else(default_spool, Ok)?;
@@ -246,13 +243,17 @@ pub(super) fn run(a: Arguments) -> Result<u8> {
     }
 }
 
-/// Loads the package while GStreamer and OpenVINO start: none needs another, and each takes a good part of the time until the
-/// first frame. What is wrong with those two is said where they are used.
-fn load(package: &Path, source: &Source) -> Result<Model> {
+/// Loads the package and compiles its network while GStreamer starts: neither needs the other, and they are most of the time until
+/// the first frame. OpenVINO starts while the package is read. What is wrong with those two is said where they are used.
+fn armed(a: &Arguments, source: &Source) -> Result<(Model, Backbone)> {
     std::thread::scope(|scope| {
         scope.spawn(|| capture::get_ready(source).is_ok());
         scope.spawn(|| runtime::core().is_ok());
-        Model::load(package)
+        let model = Model::load(&a.model)?;
+        let hint = Hint::for_source(a.realtime || source.is_live());
+        let frames = || Ok(capture::size_of_recording(source)?.map(|(width, height)| Size { width, height }));
+        let backbone = line::arm_beside_decoder(&model, &a.device, a.allow_fallback, hint, frames)?;
+        Ok((model, backbone))
     })
 }
 
