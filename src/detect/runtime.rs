@@ -81,11 +81,15 @@ pub fn load() -> Result<&'static Path> {
 /// core, so whoever compiles a network keeps the lock from the first property to the compiled network.
 pub fn core() -> Result<MutexGuard<'static, openvino::Core>> {
     static CORE: OnceLock<Mutex<openvino::Core>> = OnceLock::new();
+    static STARTING: Mutex<()> = Mutex::new(());
     load()?;
     if CORE.get().is_none() {
-        let core = openvino::Core::new().missing(|| "OpenVINO cannot be started");
-        // of two that come at once the second one's is dropped
-        let _ = CORE.set(Mutex::new(core.map_err(|e| e.hint("run `linesight doctor`"))?));
+        // who comes second waits, instead of starting another one
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if CORE.get().is_none() {
+            let core = openvino::Core::new().missing(|| "OpenVINO cannot be started");
+            let _ = CORE.set(Mutex::new(core.map_err(|e| e.hint("run `linesight doctor`"))?));
+        }
     }
     let core = CORE.get().ok_or_else(|| Error::failed("OpenVINO was not started"))?;
     Ok(core.lock().unwrap_or_else(PoisonError::into_inner))
