@@ -59,7 +59,7 @@ def quantised(name: str, state: base.State) -> ov.Model:
             overflow_fix=nncf.OverflowFix.DISABLE, disable_bias_correction=True
         ),
     )
-    weights = {name: grid(layer.input_value(1).get_node().get_data()) for name, layer in layers(full).items()}
+    weights = {c: grid(layer.input_value(1).get_node().get_data()) for c, layer in layers(full).items()}
     # As plain numbers first: OpenVINO then computes the layers in f32, whose sums do not depend on the CPU's 8-bit unit.
     for convolution, layer in layers(model).items():
         levels, step = weights[convolution]

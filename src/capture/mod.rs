@@ -25,10 +25,10 @@ mod watch;
 pub use options::{CameraOptions, CameraTrigger, DEFAULT_LATENCY_MS, Decode, GENICAM_FORMATS, Protocol, V4L2_FORMATS};
 pub use source::Source;
 pub use supervise::{Supervised, Watchdog};
+pub use template::hardware_decoders;
 
 use crate::error::{Error, Result};
 use crate::frame::Frame;
-use gstreamer::prelude::*;
 use pipeline::{Camera, Pipeline, Pulled, Reads};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,11 +102,6 @@ pub fn get_ready(source: &Source) -> Result<()> {
     template::prefer_hardware();
     template::load_elements(source);
     Ok(())
-}
-
-/// Names of the video decoders that use a graphics unit. GStreamer has been started before.
-pub fn hardware_decoders() -> Vec<String> {
-    template::hardware_decoders().map(|decoder| decoder.name().to_string()).collect()
 }
 
 /// Width and height of a recording's frames, by a look at the first one; none for what is no recording, has no frame, or can be

@@ -263,8 +263,9 @@ fn video_decoders(at_least: gst::Rank) -> glib::List<gst::ElementFactory> {
     gst::ElementFactory::factories_with_type(kind, at_least)
 }
 
-pub(super) fn hardware_decoders() -> impl Iterator<Item = gst::ElementFactory> {
-    video_decoders(gst::Rank::MARGINAL).into_iter().filter(is_hardware)
+/// Names of the video decoders that use a graphics unit. GStreamer has been started before.
+pub fn hardware_decoders() -> Vec<String> {
+    video_decoders(gst::Rank::MARGINAL).into_iter().filter(is_hardware).map(|d| d.name().to_string()).collect()
 }
 
 fn is_hardware(decoder: &gst::ElementFactory) -> bool {
