@@ -64,6 +64,5 @@ pub mod prepare;
 mod priority;
 pub mod respond;
 pub mod review;
-mod round;
 pub mod staging;
 pub mod teach;

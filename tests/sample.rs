@@ -7,33 +7,10 @@
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
 use gstreamer_video::{self as gst_video, prelude::*};
+use linesight_samples::sample::{DEFECTS, FPS, HEIGHT, Part, Recording, SEED, Truth, WIDTH, run_belt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-
-#[allow(dead_code)]
-#[path = "../examples/render_sample/defects.rs"]
-mod defects;
-#[allow(dead_code)]
-#[path = "../examples/common/noise.rs"]
-mod noise;
-#[allow(dead_code)]
-#[path = "../examples/render_sample/scene.rs"]
-mod scene;
-#[allow(dead_code)]
-#[path = "../examples/common/shapes.rs"]
-mod shapes;
-#[path = "../examples/common/tone.rs"]
-mod tone;
-#[allow(dead_code)]
-#[path = "../examples/render_sample/truth.rs"]
-mod truth;
-#[allow(dead_code)]
-#[path = "../examples/render_sample/washer.rs"]
-mod washer;
-
-use scene::{DEFECTS, FPS, HEIGHT, Recording, SEED, WIDTH};
-use truth::{Part, Truth};
 
 /// A recording as GStreamer decodes it; the luma of the frames at which a part is centred is kept.
 struct Decoded {
@@ -141,7 +118,7 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
 /// The same part with and without its defect, in the same light: many pixels differ by more than any noise.
 #[test]
 fn every_defect_is_plain_to_see_at_full_resolution() {
-    let (with, without) = (Recording::run(SEED), Recording::new(scene::run_belt(SEED), 60, &[]));
+    let (with, without) = (Recording::run(SEED), Recording::new(run_belt(SEED), 60, &[]));
     for (part, ..) in DEFECTS {
         let part = &RUN.truth.parts[part];
         let (a, b) = (with.render(part.centre).y, without.render(part.centre).y);

@@ -4,71 +4,27 @@
 // helpers outside #[test] functions count as no test for clippy.toml
 #![allow(clippy::unwrap_used)]
 
+use linesight_samples::sets::{Counts, KINDS, Kind};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 
-#[path = "../examples/render_sets/bolt.rs"]
-mod bolt;
-#[path = "../examples/render_sets/fabric.rs"]
-mod fabric;
-#[path = "../examples/render_sets/gasket.rs"]
-mod gasket;
-#[path = "../examples/render_sets/marks.rs"]
-mod marks;
-#[path = "../examples/common/noise.rs"]
-mod noise;
-#[path = "../examples/render_sets/plate.rs"]
-mod plate;
-#[path = "../examples/render_sets/render.rs"]
-mod render;
-#[path = "../examples/render_sets/set.rs"]
-mod set;
-#[path = "../examples/common/shapes.rs"]
-mod shapes;
-#[path = "../examples/render_sets/stone.rs"]
-mod stone;
-#[path = "../examples/render_sets/text.rs"]
-mod text;
-#[path = "../examples/common/tone.rs"]
-mod tone;
-
-use set::{Counts, KINDS, Kind};
-
-fn files(dir: &Path) -> BTreeSet<String> {
-    let mut out = BTreeSet::new();
-    let mut open = vec![dir.to_owned()];
-    while let Some(next) = open.pop() {
-        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
-            match entry.file_type().unwrap().is_dir() {
-                true => open.push(entry.path()),
-                false => {
-                    out.insert(entry.path().strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
-                }
-            }
-        }
-    }
-    out
-}
-
-/// One image of each folder of each kind, written, read and made again: right names and sizes, a mask that is not empty,
+/// One image of each folder of each kind, encoded, decoded and made again: right names and sizes, a mask that is not empty,
 /// not most of the picture and on the part, another picture for another seed.
 #[test]
 fn each_kind_has_the_layout_and_a_truth_that_lies_on_the_part() {
-    let dir = tempfile::tempdir().unwrap();
     KINDS.par_iter().for_each(|kind| {
-        let out = dir.path().join(kind.name);
         let counts = Counts { teach: 1, good: 1, defective: kind.defects.len() };
-        assert_eq!(kind.write(5, counts, &out).unwrap(), 2 + kind.defects.len());
+        let files: BTreeMap<String, Vec<u8>> =
+            kind.images(counts).iter().flat_map(|image| kind.files(5, image).unwrap()).collect();
         let image = |folder: &str| format!("{folder}/000.{}", kind.extension);
         let mut wanted = BTreeSet::from([image("train/good"), image("test/good")]);
         for label in kind.defects {
             wanted.insert(image(&format!("test/{label}")));
             wanted.insert(format!("ground_truth/{label}/000_mask.png"));
         }
-        assert_eq!(files(&out), wanted);
+        assert_eq!(files.keys().cloned().collect::<BTreeSet<_>>(), wanted);
         for name in &wanted {
-            let read = image::open(out.join(name)).unwrap();
+            let read = image::load_from_memory(&files[name]).unwrap();
             assert_eq!((read.width() as usize, read.height() as usize), (kind.width, kind.height), "{name}");
             let grey = kind.studio.grey || name.ends_with("mask.png");
             assert_eq!(read.color().has_color(), !grey, "{name}");
@@ -81,8 +37,8 @@ fn each_kind_has_the_layout_and_a_truth_that_lies_on_the_part() {
             }
             let name = format!("{} {label}", kind.name);
             let mask = made.mask.unwrap();
-            let file = out.join(format!("ground_truth/{label}/000_mask.png"));
-            assert_eq!(image::open(file).unwrap().into_luma8().into_raw(), mask, "{name}");
+            let file = &files[&format!("ground_truth/{label}/000_mask.png")];
+            assert_eq!(image::load_from_memory(file).unwrap().into_luma8().into_raw(), mask, "{name}");
             let marked = mask.iter().filter(|m| **m > 0).count();
             assert!((60..kind.width * kind.height / 6).contains(&marked), "{name}: {marked} pixels");
             assert!(mask.iter().all(|m| [0, 255].contains(m)), "{name}");

@@ -1,9 +1,9 @@
 //! H.264 in an MP4 file, through GStreamer.
 
-use crate::scene::{FPS, Frame, HEIGHT, WIDTH};
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
 use linesight::error::{Context, Error, Result};
+use linesight_samples::sample::{FPS, Frame, HEIGHT, WIDTH};
 use std::path::{Path, PathBuf};
 
 /// A file that frames can be appended to.

@@ -2,26 +2,14 @@
 //!
 //!     cargo run --release --example render_sample -- --out assets
 //!
-//! `washer` the part and its light · `defects` what can be wrong with it · `scene` belt, lens, sensor, and which part comes
-//! when · `truth` the file beside a recording · `encode` the video; from `examples/common`: `noise` random numbers ·
-//! `shapes` distances · `tone` gamma.
+//! `encode` makes the video.
 
-mod defects;
 mod encode;
-#[path = "../common/noise.rs"]
-mod noise;
-mod scene;
-#[path = "../common/shapes.rs"]
-mod shapes;
-#[path = "../common/tone.rs"]
-mod tone;
-mod truth;
-mod washer;
 
 use clap::Parser;
 use linesight::error::{Context, Error, Result};
+use linesight_samples::sample::{Frame, HEIGHT, Recording, SEED, Truth, WIDTH};
 use rayon::prelude::*;
-use scene::{Frame, HEIGHT, Recording, WIDTH};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,7 +23,7 @@ struct Options {
     #[arg(long, default_value = "assets")]
     out: PathBuf,
     /// Another seed gives other parts
-    #[arg(long, default_value_t = scene::SEED)]
+    #[arg(long, default_value_t = SEED)]
     seed: u64,
     /// Constant rate factor of the encoder; lower is better and bigger
     #[arg(long, default_value_t = 26)]
@@ -93,7 +81,7 @@ impl Options {
 }
 
 /// JSON with one space of indentation, as in the other truth files.
-fn indented(truth: &truth::Truth) -> Result<Vec<u8>> {
+fn indented(truth: &Truth) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let style = serde_json::ser::PrettyFormatter::with_indent(b" ");
     let mut writer = serde_json::Serializer::with_formatter(&mut text, style);

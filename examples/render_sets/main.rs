@@ -1,30 +1,13 @@
 //! Renders data sets for measuring how well detectors find defects, in the layout of MVTec AD (see docs/design/sets.md):
 //!
 //!     cargo run --release --example render_sets -- --out DIR
-//!
-//! `set` which images there are and their truth · `render` light, lens, sensor · `marks` lines, spots, poses · one module
-//! for each kind of part.
-
-mod bolt;
-mod fabric;
-mod gasket;
-mod marks;
-#[path = "../common/noise.rs"]
-mod noise;
-mod plate;
-mod render;
-mod set;
-#[path = "../common/shapes.rs"]
-mod shapes;
-mod stone;
-mod text;
-#[path = "../common/tone.rs"]
-mod tone;
 
 use clap::Parser;
 use linesight::error::{Context, Result};
-use set::{Counts, KINDS};
-use std::path::PathBuf;
+use linesight::staging::Staging;
+use linesight_samples::sets::{Counts, KINDS, Kind};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -70,9 +53,22 @@ impl Options {
                 continue;
             }
             let start = Instant::now();
-            let images = kind.write(self.seed, counts, &self.out.join(kind.name))?;
+            let images = write(kind, self.seed, counts, &self.out.join(kind.name))?;
             println!("{}: {images} images in {:.1} s", kind.name, start.elapsed().as_secs_f64());
         }
         Ok(())
     }
+}
+
+/// Makes a set and writes it to the folder `out`, in place of an older set there; refuses a folder with other things.
+fn write(kind: &Kind, seed: u64, counts: Counts, out: &Path) -> Result<usize> {
+    let images = kind.images(counts);
+    let marker = images.first().map(|image| kind.file(image)).unwrap_or_default();
+    let staging = Staging::new(out, &marker)?;
+    images.par_iter().try_for_each(|image| {
+        let files = kind.files(seed, image).failed(|| format!("cannot encode \"{}\"", kind.file(image)))?;
+        files.iter().try_for_each(|(name, bytes)| staging.write(name, bytes))
+    })?;
+    staging.publish()?;
+    Ok(images.len())
 }

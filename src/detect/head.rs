@@ -7,10 +7,11 @@
 //! maps with the same weights. One member with one term has weight 1.
 
 use crate::detect::enlarge::Enlarger;
-use crate::detect::patchcore::{Bank, Search};
+use crate::detect::patchcore::Bank;
 use crate::detect::ppca::Ppca;
 use crate::error::{Error, Result};
 use crate::prepare::shrink::Size;
+use linesight_kernels::nearest::Search;
 use serde::{Deserialize, Serialize};
 
 /// Map pixels for each cell of the network's grid.
@@ -276,7 +277,7 @@ impl Head {
         let viewed = member.view.of(features, detector.grid, detector.channels, &mut self.viewed);
         match &member.family {
             Family::Ppca(p) => p.distances(viewed, &mut distances),
-            Family::Patchcore(bank) => self.search.distances(bank, viewed, &mut distances),
+            Family::Patchcore(bank) => bank.distances(&mut self.search, viewed, &mut distances),
         }
         // comparing what is no number finds nothing anomalous
         if !distances.iter().sum::<f32>().is_finite() {

@@ -19,8 +19,8 @@
 
 use crate::error::{Error, Result};
 use crate::prepare::shrink::Size;
-use crate::round::ROUND;
 use linesight_kernels::fetch::{LINE, fetch};
+use linesight_kernels::round::ROUND;
 
 /// Directions kept at each position; fewer taught parts leave the rest zero.
 pub const RANK: usize = 16;

@@ -124,7 +124,7 @@ pub(super) fn normality_bytes(d: &Detector, reference: &Reference) -> Result<Vec
             }
             Family::Patchcore(bank) => {
                 put("vectors", vec![bank.len(), bank.channels], bank.vectors());
-                put("centre", vec![bank.channels], &bank.centre);
+                put("centre", vec![bank.channels], bank.centre());
             }
         }
         if let Some(usual) = &m.usual {

@@ -3,7 +3,7 @@
 use super::register::{Reference, statistics};
 use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
-use crate::round::ROUND;
+use linesight_kernels::round::ROUND;
 use opencv::core::{BORDER_REFLECT_101, CV_32F, Mat};
 use opencv::imgproc;
 use opencv::prelude::*;

@@ -4,6 +4,7 @@
 use super::features::Features;
 use crate::detect::patchcore::Bank;
 use crate::error::{Error, Result};
+use linesight_kernels::k_center::{self, PROJECTED};
 use rayon::prelude::*;
 
 /// Vectors in a bank: more find little and cost time at every picture.
@@ -12,10 +13,6 @@ pub const VECTORS: usize = 1000;
 const POOL: usize = 60_000;
 /// A cell's distance is the mean of so many nearest vectors: which patches were chosen matters less.
 const NEIGHBOURS: usize = 3;
-/// Dimensions of the projection, a multiple of [`LANES`].
-const PROJECTED: usize = 48;
-/// Numbers that are added side by side.
-const LANES: usize = 16;
 
 /// The bank of the parts `chosen`, from the cells where `judged` is true (all without it).
 pub fn bank(features: &Features, chosen: &[usize], judged: Option<&[bool]>, seed: u64) -> Result<Bank> {
@@ -43,7 +40,7 @@ pub fn bank(features: &Features, chosen: &[usize], judged: Option<&[bool]>, seed
         (0..wanted).collect()
     } else {
         let projected = project(&drawn.iter().map(|&i| patch(i)).collect::<Vec<_>>(), &centre, &mut rng);
-        k_center(&projected, wanted)
+        k_center::k_center(&projected, wanted)
     };
     let vectors = picked.iter().flat_map(|&k| patch(drawn[k]).iter().zip(&centre).map(|(f, m)| f - m)).collect();
     Bank::new(c, vectors, centre, NEIGHBOURS)
@@ -55,66 +52,8 @@ fn project(patches: &[&[f32]], centre: &[f32], rng: &mut fastrand::Rng) -> Vec<f
     // sparse signs (Achlioptas 2003) would need fewer products; dense ones keep the loop simple, and this is not the hot path
     let signs: Vec<f32> = (0..c * PROJECTED).map(|_| if rng.bool() { 1.0 } else { -1.0 }).collect();
     let mut out = vec![0f32; patches.len() * PROJECTED];
-    out.par_chunks_mut(PROJECTED).zip(patches).for_each(|(out, patch)| project_one(patch, centre, &signs, out));
+    out.par_chunks_mut(PROJECTED).zip(patches).for_each(|(out, patch)| k_center::project(patch, centre, &signs, out));
     out
-}
-
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn project_one(patch: &[f32], centre: &[f32], signs: &[f32], out: &mut [f32]) {
-    let mut sum = [0f32; PROJECTED];
-    let (signs, _) = signs.as_chunks::<PROJECTED>();
-    for (i, signs) in signs.iter().enumerate() {
-        let z = patch[i] - centre[i];
-        for lane in 0..PROJECTED {
-            sum[lane] += z * signs[lane];
-        }
-    }
-    out.copy_from_slice(&sum);
-}
-
-/// Each next one is the farthest from those taken.
-fn k_center(points: &[f32], wanted: usize) -> Vec<usize> {
-    let n = points.len() / PROJECTED;
-    let mut nearest = vec![f32::INFINITY; n];
-    let mut picked = Vec::with_capacity(wanted);
-    let mut next = 0;
-    while picked.len() < wanted {
-        picked.push(next);
-        let mut from = [0f32; PROJECTED];
-        from.copy_from_slice(&points[next * PROJECTED..][..PROJECTED]);
-        next = nearer(points, &from, &mut nearest);
-    }
-    picked
-}
-
-/// Lowers each point's distance to that from `from`; the index of the largest.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn nearer(points: &[f32], from: &[f32; PROJECTED], nearest: &mut [f32]) -> usize {
-    let (mut best, mut at) = (-1.0, 0);
-    let (points, _) = points.as_chunks::<PROJECTED>();
-    for (i, p) in points.iter().enumerate() {
-        let mut sum = [0f32; LANES];
-        for block in 0..PROJECTED / LANES {
-            for lane in 0..LANES {
-                let z = p[block * LANES + lane] - from[block * LANES + lane];
-                sum[lane] += z * z;
-            }
-        }
-        // in halves: one sum after the other would wait for each
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                sum[lane] += sum[lane + half];
-            }
-            half /= 2;
-        }
-        let d2 = if sum[0] < nearest[i] { sum[0] } else { nearest[i] };
-        nearest[i] = d2;
-        if d2 > best {
-            (best, at) = (d2, i);
-        }
-    }
-    at
 }
 
 #[cfg(test)]
@@ -139,7 +78,7 @@ mod tests {
         f.parts[1][600] = -40.0;
         let bank = bank(&f, &[0, 1, 2], None, 0).unwrap();
         assert_eq!(bank.len(), VECTORS);
-        assert!(bank.vectors().chunks(2).any(|v| v[0] + bank.centre[0] < -39.0));
+        assert!(bank.vectors().chunks(2).any(|v| v[0] + bank.centre()[0] < -39.0));
         let again = super::bank(&f, &[0, 1, 2], None, 0).unwrap();
         assert_eq!(bank, again, "the same seed gives the same bank");
         let few = super::bank(&f, &[0], Some(&(0..1600).map(|i| i < 5).collect::<Vec<_>>()), 0).unwrap();

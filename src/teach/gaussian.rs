@@ -6,18 +6,14 @@
 
 use super::features::Features;
 use crate::detect::ppca::{Basis, Ppca, RANK};
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use linesight_kernels::eigen;
+use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
 /// Noise floor as a share of the variance.
 const NOISE_SHARE: f64 = 0.3;
 /// How much of the noise floor is the position's own; the rest is the mean over positions.
 const OWN_SHARE: f64 = 0.9;
-/// Up to this many parts all eigenvectors are computed; beyond, the leading ones by subspace iteration.
-const FULL_EIGEN: usize = 64;
-/// Extra directions and rounds of the subspace iteration.
-const EXTRA: usize = 4;
-const ROUNDS: usize = 4;
 
 /// The taught parts at one position, `[part][channel]`, centred on all of them, and their products.
 fn gram(features: &Features, position: usize) -> (DMatrix<f32>, DMatrix<f64>) {
@@ -64,47 +60,8 @@ fn spectrum(centred: &DMatrix<f64>, seed: u64) -> Spectrum {
     let m = centred.nrows();
     let rank = RANK.min(m.saturating_sub(1));
     let scale = (m - 1) as f64;
-    let trace = centred.trace() / scale;
-    let (values, vectors) = if m <= FULL_EIGEN {
-        let eigen = SymmetricEigen::new(centred.clone());
-        let mut order: Vec<usize> = (0..m).collect();
-        order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
-        order.truncate(rank);
-        (
-            order.iter().map(|&i| eigen.eigenvalues[i].max(0.0) / scale).collect(),
-            order.iter().map(|&i| eigen.eigenvectors.column(i).into_owned()).collect(),
-        )
-    } else {
-        subspace(centred, rank, scale, seed)
-    };
-    Spectrum { values, vectors, trace }
-}
-
-/// Block power iteration with Rayleigh-Ritz at the end (Halko, Martinsson & Tropp 2011).
-fn subspace(k: &DMatrix<f64>, rank: usize, scale: f64, seed: u64) -> (Vec<f64>, Vec<DVector<f64>>) {
-    let m = k.nrows();
-    let mut state = seed;
-    let mut q = DMatrix::from_fn(m, (rank + EXTRA).min(m), |_, _| {
-        // SplitMix64: the seed makes teaching repeatable
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-    });
-    for _ in 0..=ROUNDS {
-        q = (k * q).qr().q();
-    }
-    let small = q.transpose() * (k * &q);
-    let eigen = SymmetricEigen::new((&small + small.transpose()) * 0.5);
-    let mut order: Vec<usize> = (0..small.nrows()).collect();
-    order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
-    order.truncate(rank);
-    let vectors = &q * &eigen.eigenvectors;
-    (
-        order.iter().map(|&i| eigen.eigenvalues[i].max(0.0) / scale).collect(),
-        order.iter().map(|&i| vectors.column(i).into_owned()).collect(),
-    )
+    let (values, vectors) = eigen::leading(centred, rank, seed);
+    Spectrum { values: values.iter().map(|e| e / scale).collect(), vectors, trace: centred.trace() / scale }
 }
 
 /// Noise floors from the variances of all positions.
@@ -266,18 +223,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn subspace_iteration_finds_the_leading_directions() {
-        let f = features(90);
-        let (_, gram) = gram(&f, 0);
-        let all: Vec<usize> = (0..90).collect();
-        let (k, _, _) = centred(&gram, &all);
-        let fast = spectrum(&k, 0);
-        let full = SymmetricEigen::new(k.clone());
-        let largest = full.eigenvalues.max() / 89.0;
-        assert!((fast.values[0] / largest - 1.0).abs() < 1e-6);
-        assert_eq!(fast.values.len(), RANK);
     }
 }

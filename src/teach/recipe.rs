@@ -7,11 +7,11 @@ use super::coreset;
 use super::features::Features;
 use super::gaussian;
 use crate::detect::head::{Detector, Family, Head, Member, Term, View, channel_statistics, highest, map_size};
-use crate::detect::patchcore::Search;
 use crate::error::{Context, Result};
 use crate::model::Method;
 use crate::prepare::light::Light;
 use crate::prepare::shrink::Size;
+use linesight_kernels::nearest::Search;
 use opencv::core::{BORDER_REFLECT_101, Mat};
 use opencv::imgproc;
 use opencv::prelude::*;
@@ -139,7 +139,7 @@ pub fn distances(family: &Family, grid: Size, viewed: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; grid.area()];
     match family {
         Family::Ppca(p) => p.distances(viewed, &mut out),
-        Family::Patchcore(bank) => Search::default().distances(bank, viewed, &mut out),
+        Family::Patchcore(bank) => bank.distances(&mut Search::default(), viewed, &mut out),
     }
     out
 }

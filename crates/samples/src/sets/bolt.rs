@@ -2,10 +2,10 @@
 //!
 //! Own coordinates: the axis is x, the head's face is at `-HALF`, the tip at `HALF`; lengths in pixels.
 
-use crate::marks::{Line, Point, Pose, Spot, fractal};
+use super::marks::{Line, Point, Pose, Spot, fractal};
+use super::render::{Item, Studio, Texel};
+use super::set::Kind;
 use crate::noise::{Rng, step, value};
-use crate::render::{Item, Studio, Texel};
-use crate::set::Kind;
 use std::f32::consts::{PI, TAU};
 
 pub const KIND: Kind = Kind {

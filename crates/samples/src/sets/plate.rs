@@ -2,11 +2,11 @@
 //!
 //! Own coordinates: pixels from the plate's middle, x to the right, y down.
 
-use crate::marks::{Line, Point, Pose, Spot, fractal};
+use super::marks::{Line, Point, Pose, Spot, fractal};
+use super::render::{Item, Studio, Texel};
+use super::set::Kind;
+use super::text::Text;
 use crate::noise::{Rng, step, value};
-use crate::render::{Item, Studio, Texel};
-use crate::set::Kind;
-use crate::text::Text;
 use std::f32::consts::TAU;
 
 pub const KIND: Kind = Kind {

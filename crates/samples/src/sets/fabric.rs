@@ -3,10 +3,10 @@
 //! Own coordinates are counted in threads: warp threads run along y at whole x, weft threads along x at whole y. In a
 //! 2/2 twill the warp lies on top where `(column + row) % 4 < 2`.
 
-use crate::marks::{Line, Point, Pose, Spot, fractal};
+use super::marks::{Line, Point, Pose, Spot, fractal};
+use super::render::{Item, Rgb, Studio, Texel};
+use super::set::Kind;
 use crate::noise::{Rng, step, value};
-use crate::render::{Item, Rgb, Studio, Texel};
-use crate::set::Kind;
 use std::f32::consts::{PI, TAU};
 
 pub const KIND: Kind = Kind {

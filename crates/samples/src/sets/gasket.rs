@@ -3,11 +3,11 @@
 //!
 //! Own coordinates: pixels from the middle of the bore; hole 0 is at angle 0.
 
-use crate::marks::{Line, Point, Pose, Spot, fractal};
+use super::marks::{Line, Point, Pose, Spot, fractal};
+use super::render::{Item, Rgb, Studio, Texel};
+use super::set::Kind;
+use super::text::Text;
 use crate::noise::{Rng, step, value};
-use crate::render::{Item, Rgb, Studio, Texel};
-use crate::set::Kind;
-use crate::text::Text;
 use std::f32::consts::TAU;
 
 pub const KIND: Kind = Kind {

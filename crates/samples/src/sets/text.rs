@@ -1,6 +1,6 @@
 //! Letters and digits drawn with straight strokes, as engraving machines and dot printers do.
 
-use crate::marks::Point;
+use super::marks::Point;
 use crate::noise::step;
 use crate::shapes::to_segment;
 

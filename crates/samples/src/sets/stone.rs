@@ -3,10 +3,10 @@
 //! Own coordinates: pixels from the tile's middle. Colour comes from clouds and veins of noise that is itself bent by
 //! noise (domain warping); pits and specks belong to the stone.
 
-use crate::marks::{Line, Point, Pose, Spot, fractal};
+use super::marks::{Line, Point, Pose, Spot, fractal};
+use super::render::{Item, Rgb, Studio, Texel};
+use super::set::Kind;
 use crate::noise::{Rng, step, value};
-use crate::render::{Item, Rgb, Studio, Texel};
-use crate::set::Kind;
 use std::f32::consts::TAU;
 
 pub const KIND: Kind = Kind {

@@ -1,9 +1,9 @@
 //! What can be wrong with a washer: each defect changes the surface, never the picture, so that it meets the same light
 //! as the rest of the part.
 
+use super::washer::{BORE, RADIUS, Surface};
 use crate::noise::{Rng, step, value};
 use crate::shapes::to_segment;
-use crate::washer::{BORE, RADIUS, Surface};
 use std::f32::consts::TAU;
 
 /// Kinds of defect; [`Kind::label`] is the word in the truth file.

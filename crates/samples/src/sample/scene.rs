@@ -4,11 +4,11 @@
 //! blur), then sensor (gamma, noise, 8 bits). Every frame depends on the seed and its number alone, so frames can be
 //! rendered in any order, and a test can render one again.
 
-use crate::defects::{Defect, Kind};
+use super::defects::{Defect, Kind};
+use super::truth::{self, Truth};
+use super::washer::{BORE, Lamps, RADIUS, Rgb, Washer};
 use crate::noise::{Rng, step, value};
 use crate::tone::gamma;
-use crate::truth::{self, Truth};
-use crate::washer::{BORE, Lamps, RADIUS, Rgb, Washer};
 use std::f32::consts::TAU;
 
 /// Size of the picture.

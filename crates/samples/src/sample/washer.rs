@@ -4,7 +4,7 @@
 //! grooves, so the face reflects like brushed metal: along the two rays that point at a lamp (Ward's anisotropic model),
 //! wherever the part lies and however it is turned. Lengths are pixels at the height of the face.
 
-use crate::defects::{Defect, Kind, Scratch};
+use super::defects::{Defect, Kind, Scratch};
 use crate::noise::{Rng, step, value};
 use crate::shapes::to_segment;
 use std::f32::consts::{FRAC_PI_2, TAU};

@@ -1,18 +1,14 @@
-//! A set: which images there are, how one is made from the seed, where it is written.
+//! A set: which images there are, how one is made from the seed.
 //!
 //! Every image depends on the set's seed, its folder and its number alone, so that images can be made in any order and a
 //! test can make one again. A defective image is the picture of a good part with a defect added: what differs between the
 //! two is its truth.
 
+use super::render::{Exposure, Item, Shot, Studio};
+use super::{bolt, fabric, gasket, plate, stone};
 use crate::noise::Rng;
-use crate::render::{Exposure, Item, Shot, Studio};
-use crate::{bolt, fabric, gasket, plate, stone};
 use image::codecs::{jpeg::JpegEncoder, png::PngEncoder};
-use image::{ExtendedColorType, ImageEncoder};
-use linesight::error::{Context, Result};
-use linesight::staging::Staging;
-use rayon::prelude::*;
-use std::path::Path;
+use image::{ExtendedColorType, ImageEncoder, ImageResult};
 
 /// A difference below this many levels (of 255) is no change that anybody could see.
 const SEEN: f32 = 4.0;
@@ -140,32 +136,33 @@ impl Kind {
         (mask, levels.iter().filter(|d| **d > PLAIN).count())
     }
 
-    /// Makes a set and writes it to the folder `out`, in place of an older set there; refuses a folder with other things.
-    pub fn write(&self, seed: u64, counts: Counts, out: &Path) -> Result<usize> {
-        let images = self.images(counts);
-        let name = |image: &Image| format!("{}/{:03}.{}", image.folder, image.number, self.extension);
-        let marker = images.first().map(name).unwrap_or_default();
-        let staging = Staging::new(out, &marker)?;
-        images.par_iter().try_for_each(|image| {
-            let made = self.make(seed, image);
-            staging.write(&name(image), &self.encode(&made.pixels, self.studio.grey, self.extension)?)?;
-            let (Some(label), Some(mask)) = (image.label, &made.mask) else { return Ok(()) };
-            let name = format!("ground_truth/{label}/{:03}_mask.png", image.number);
-            staging.write(&name, &self.encode(mask, true, "png")?)
-        })?;
-        staging.publish()?;
-        Ok(images.len())
+    /// The name in the set of an image's file.
+    pub fn file(&self, image: &Image) -> String {
+        format!("{}/{:03}.{}", image.folder, image.number, self.extension)
     }
 
-    fn encode(&self, pixels: &[u8], grey: bool, extension: &str) -> Result<Vec<u8>> {
+    /// The files of an image of the set of `seed`, by their names in the set: the picture, and the mask of a defective one.
+    ///
+    /// # Errors
+    /// A picture cannot be encoded.
+    pub fn files(&self, seed: u64, image: &Image) -> ImageResult<Vec<(String, Vec<u8>)>> {
+        let made = self.make(seed, image);
+        let mut files = vec![(self.file(image), self.encode(&made.pixels, self.studio.grey, self.extension)?)];
+        if let (Some(label), Some(mask)) = (image.label, &made.mask) {
+            let name = format!("ground_truth/{label}/{:03}_mask.png", image.number);
+            files.push((name, self.encode(mask, true, "png")?));
+        }
+        Ok(files)
+    }
+
+    fn encode(&self, pixels: &[u8], grey: bool, extension: &str) -> ImageResult<Vec<u8>> {
         let colour = if grey { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
         let (w, h) = (self.width as u32, self.height as u32);
         let mut file = Vec::new();
         match extension {
             "jpg" => JpegEncoder::new_with_quality(&mut file, QUALITY).write_image(pixels, w, h, colour),
             _ => PngEncoder::new(&mut file).write_image(pixels, w, h, colour),
-        }
-        .failed(|| format!("cannot encode a picture of {w}x{h}"))?;
+        }?;
         Ok(file)
     }
 }
