@@ -12,6 +12,8 @@ CARGO_FLAGS := $(if $(CI),--locked)
 # What has full counts, which take long.
 FAULT_TESTS := audit config corruption delivery ledger lossless outage respond review_load run service sources targets
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Half as many tests more at a time than there are cores: they wait for cameras, servers and clocks as much as they compute.
+TEST_THREADS := $(shell echo $$((($$(nproc) * 3 + 1) / 2)))
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,7 +30,7 @@ demo: build ## teach, inspect and review the bundled sample
 # `cargo test` covers unit, integration and documentation tests, and leaves the benchmarks out. tests/backbone.rs has the bundled
 # network checked by models/make_backbones.py, for which the Python is.
 test: setup .venv/stamp ## run all tests
-	cargo test $(CARGO_FLAGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(TEST_THREADS)} cargo test $(CARGO_FLAGS)
 
 # The pages in a real browser, fed by the debug binary, which is built as for the tests: with the same features nothing is built
 # twice. What the pages look like is left in target/ui.
