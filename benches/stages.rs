@@ -17,10 +17,11 @@ use linesight::detect::ppca::{Basis, Ppca, RANK};
 use linesight::event::Verdict;
 use linesight::frame::Frame;
 use linesight::picture;
-use linesight::prepare::light::{Local, match_light};
+use linesight::prepare::light::match_light;
 use linesight::prepare::register::{Reference, Registrar};
 use linesight::prepare::shrink::{Crop, Shrinker, Size};
 use linesight::teach::{self, Features};
+use linesight_kernels::contrast::Contrast;
 use std::hint::black_box;
 use std::time::Duration;
 use uuid::Uuid;
@@ -73,9 +74,9 @@ fn prepare(c: &mut Criterion) {
         b.iter(|| registrar.measure(black_box(&luma)).expect("measured"));
     });
     c.bench_function("match light 256x256", |b| b.iter(|| match_light(black_box(&mut rgb), &reference)));
-    let mut local = Local::default();
+    let mut contrast = Contrast::default();
     c.bench_function("local contrast 256x256", |b| {
-        b.iter(|| local.apply(black_box(&mut rgb), INPUT).expect("normalised"));
+        b.iter(|| contrast.normalise(black_box(&mut rgb), INPUT.width as usize));
     });
 }
 

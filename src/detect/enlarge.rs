@@ -10,7 +10,8 @@
 //!    repeating the edge pixel, kernel cut at 4 sigma and summing to 1), as OpenCV's `resize` and `GaussianBlur` do it on f32
 //!    (test `equals_resize_and_gaussian_blur`).
 
-use crate::prepare::shrink::{Size, reflect};
+use crate::prepare::shrink::Size;
+use linesight_kernels::smooth::operator;
 use std::ops::Range;
 
 /// Enlarges and smooths grids of one size to maps of one size; keeps its scratch memory.
@@ -77,33 +78,6 @@ fn enlarge(rows: &[Band], columns: &[Band], distances: &[f32], wide: &mut [f32],
             out.iter_mut().zip(from).for_each(|(o, w)| *o += weight * w);
         }
     }
-}
-
-/// The matrix that enlarges `from` values to `to` and smooths them: `[to][from]`.
-fn operator(from: usize, to: usize, sigma: f32) -> Vec<Vec<f64>> {
-    let mut enlarged = vec![vec![0.0; from]; to];
-    for (i, row) in enlarged.iter_mut().enumerate() {
-        let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
-        let (first, share) = (at as usize, at.fract());
-        row[first] += 1.0 - share;
-        row[(first + 1).min(from - 1)] += share;
-    }
-    if sigma <= 0.0 {
-        return enlarged;
-    }
-    let reach = ((8.0 * f64::from(sigma) + 1.0).round() as i64 | 1) / 2;
-    let weight = |k: i64| (-0.5 * (k as f64 / f64::from(sigma)).powi(2)).exp();
-    let sum: f64 = (-reach..=reach).map(weight).sum();
-    (0..to as i64)
-        .map(|i| {
-            let mut row = vec![0.0; from];
-            for k in -reach..=reach {
-                let source = &enlarged[reflect(i + k, to)];
-                row.iter_mut().zip(source).for_each(|(r, s)| *r += weight(k) / sum * s);
-            }
-            row
-        })
-        .collect()
 }
 
 fn band(row: &[f64]) -> Band {

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::prepare::shrink::Size;
 use linesight_kernels::fetch::{LINE, fetch};
 use linesight_kernels::round::ROUND;
+use std::hint::black_box;
 
 /// Directions kept at each position; fewer taught parts leave the rest zero.
 pub const RANK: usize = 16;
@@ -161,9 +162,9 @@ impl Ppca {
     /// Distance of each position's features `[position][channel]` from normal, into `out` (`grid.area()` values).
     pub fn distances(&self, features: &[f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if let Some(kernel) = x86::kernels().next() {
             // SAFETY: the processor has what the function is compiled for; that is all it asks for.
-            return unsafe { avx2::distances(self, features, out) };
+            return unsafe { kernel(self, features, out) };
         }
         distances(self, features, out, add_pairs);
     }
@@ -184,25 +185,62 @@ fn add_pairs(sums: Sums, a: Pairs<i16>, b: &Pairs<i8>) -> Sums {
     std::array::from_fn(|k| sums[k] + product(2 * k) + product(2 * k + 1))
 }
 
+/// By hand: compilers do not see that adding products of pairs is one instruction, or two.
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+mod x86 {
     use super::{Pairs, Ppca, Sums};
-    use std::arch::x86_64::{__m128i, __m256i, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_madd_epi16};
+    use std::arch::x86_64::{
+        __m128i, __m256i, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_dpwssd_avx_epi32, _mm256_madd_epi16,
+        _mm512_cvtepi8_epi16, _mm512_dpwssd_epi32,
+    };
 
-    #[target_feature(enable = "avx2,fma")]
-    pub fn distances(model: &Ppca, features: &[f32], out: &mut [f32]) {
-        super::distances(model, features, out, |sums, a, b| add_pairs(sums, a, b));
+    pub type Kernel = unsafe fn(&Ppca, &[f32], &mut [f32]);
+
+    /// Those that this processor has what they are compiled for, the fastest first.
+    pub fn kernels() -> impl Iterator<Item = Kernel> {
+        let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        [
+            (fma && avx512 && is_x86_feature_detected!("avx512vnni"), avx512_vnni as Kernel),
+            (fma && is_x86_feature_detected!("avxvnni"), avx_vnni),
+            (fma, avx2),
+        ]
+        .into_iter()
+        .filter_map(|(has, kernel)| has.then_some(kernel))
     }
 
-    /// By hand: compilers do not see that this is one instruction.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn add_pairs(sums: Sums, a: Pairs<i16>, b: &Pairs<i8>) -> Sums {
-        let sums: [__m256i; 2] = bytemuck::cast(sums);
-        let a: [__m256i; 2] = bytemuck::cast(a);
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
+    fn avx512_vnni(model: &Ppca, features: &[f32], out: &mut [f32]) {
+        super::distances(model, features, out, |sums: Sums, a: Pairs<i16>, b: &Pairs<i8>| {
+            bytemuck::cast(_mm512_dpwssd_epi32(
+                bytemuck::cast(sums),
+                bytemuck::cast(a),
+                _mm512_cvtepi8_epi16(bytemuck::cast(*b)),
+            ))
+        });
+    }
+
+    #[target_feature(enable = "avxvnni,avx2,fma")]
+    fn avx_vnni(model: &Ppca, features: &[f32], out: &mut [f32]) {
+        let add = |sums, a, b| _mm256_dpwssd_avx_epi32(sums, a, _mm256_cvtepi8_epi16(b));
+        super::distances(model, features, out, |sums, a, b| halves(sums, a, b, add));
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(model: &Ppca, features: &[f32], out: &mut [f32]) {
+        let add = |sums, a, b| _mm256_add_epi32(sums, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(b)));
+        super::distances(model, features, out, |sums, a, b| halves(sums, a, b, add));
+    }
+
+    /// In vectors of 256 bits.
+    #[inline(always)]
+    fn halves(sums: Sums, a: Pairs<i16>, b: &Pairs<i8>, add: impl Fn(__m256i, __m256i, __m128i) -> __m256i) -> Sums {
+        let (sums, a): ([__m256i; 2], [__m256i; 2]) = (bytemuck::cast(sums), bytemuck::cast(a));
         let b: [__m128i; 2] = bytemuck::cast(*b);
-        let half = |i: usize| _mm256_add_epi32(sums[i], _mm256_madd_epi16(a[i], _mm256_cvtepi8_epi16(b[i])));
-        bytemuck::cast([half(0), half(1)])
+        bytemuck::cast([add(sums[0], a[0], b[0]), add(sums[1], a[1], b[1])])
     }
 }
 
@@ -255,21 +293,27 @@ fn distances(model: &Ppca, features: &[f32], out: &mut [f32], add: impl Fn(Sums,
             let [p, q, r, s] = q;
             lower = add(lower, bytemuck::cast([p, p, p, p, q, q, q, q, r, r, r, r, s, s, s, s]), &pairs[BLOCK / 2]);
         }
-        let mut projections: [f32; RANK] = std::array::from_fn(|k| (upper[0][k] + upper[1][k]) as f32);
-        for k in 0..LEAD {
-            let lower = (lower[k] + lower[k + 4]) + (lower[k + 8] + lower[k + 12]);
-            projections[k] += lower as f32 * LOWER_STEPS.recip();
+        let mut finer = [0; RANK];
+        for (k, finer) in finer[..LEAD].iter_mut().enumerate() {
+            *finer = (lower[k] + lower[k + 4]) + (lower[k + 8] + lower[k + 12]);
         }
-        projections.iter_mut().zip(scale).for_each(|(p, s)| *p *= s);
+        let mut projections = [0f32; RANK];
+        for k in 0..RANK {
+            let sum = (upper[0][k] + upper[1][k]) as f32;
+            projections[k] = (sum + finer[k] as f32 * LOWER_STEPS.recip()) * scale[k];
+        }
         let mut lacking = [0f32; RANK];
         for (p, mix) in projections.iter().zip(mix.as_chunks::<RANK>().0) {
             lacking.iter_mut().zip(mix).for_each(|(l, m)| *l += p * f32::from(*m));
         }
-        for (p, lacking) in projections.iter_mut().zip(lacking) {
-            *p += mix_scale * lacking;
+        let mut squares = [0f32; RANK];
+        for ((square, p), lacking) in squares.iter_mut().zip(projections).zip(lacking) {
+            let p = p + mix_scale * lacking;
+            *square = p * p;
         }
-        let explained: [f32; RANK / 2] =
-            std::array::from_fn(|k| projections[k] * projections[k] + projections[k + 8] * projections[k + 8]);
+        // by way of memory: otherwise compilers see what is folded with what, and work in vectors of two from the start
+        let (squares, norm) = (black_box(squares), black_box(norm));
+        let explained: [f32; RANK / 2] = std::array::from_fn(|k| squares[k] + squares[k + 8]);
         let rest = fold(norm, |a, b| a + b) - fold(explained, |a, b| a + b);
         // not `max`, which makes a number of none
         let rest = if rest < 0.0 { 0.0 } else { rest };
@@ -361,13 +405,18 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn every_kernel_gives_the_same() {
         let (model, features, exact) = parts(Size { width: 6, height: 5 }, 152, [10.0; RANK]);
-        let (mut as_it_is, mut plain) = (vec![0.0; exact.len()], vec![0.0; exact.len()]);
-        model.distances(&features, &mut as_it_is);
+        let mut plain = vec![0.0; exact.len()];
         distances(&model, &features, &mut plain, add_pairs);
-        assert_eq!(as_it_is, plain);
+        for (i, kernel) in x86::kernels().enumerate() {
+            let mut by_hand = vec![0.0; exact.len()];
+            // SAFETY: the processor has what it is compiled for
+            unsafe { kernel(&model, &features, &mut by_hand) };
+            assert_eq!(by_hand, plain, "kernel {i}");
+        }
     }
 
     #[test]

@@ -1,12 +1,8 @@
 //! Photometric matching: what a part's light and exposure do to its picture is taken out before the network sees it.
 
 use super::register::{Reference, statistics};
-use crate::error::{Context, Result};
 use crate::prepare::shrink::Size;
-use linesight_kernels::round::ROUND;
-use opencv::core::{BORDER_REFLECT_101, CV_32F, Mat};
-use opencv::imgproc;
-use opencv::prelude::*;
+use linesight_kernels::contrast::Contrast;
 use serde::{Deserialize, Serialize};
 
 /// What is done to each picture's light.
@@ -22,28 +18,15 @@ pub enum Light {
     Local,
 }
 
-/// Width of the surroundings (sigma) as a share of the picture's side.
-const SURROUNDINGS: f64 = 0.125;
-/// Local statistics are made on means of this many pixels squared: they change slowly.
-const COARSE: u32 = 4;
-/// Contrast that is taken for none, grey levels: calm places are not blown up to noise.
-const FLAT: f32 = 4.0;
 /// The most that contrast is raised to match the reference's. With it all sums of 65536ths fit 32 bits.
 const MOST_GAIN: f32 = 64.0;
-/// What local statistics are brought to.
-const MEAN: f32 = 127.0;
-const DEVIATION: f32 = 40.0;
-
 impl Light {
-    /// Does it to an RGB picture of `size`; `local` is scratch memory.
-    pub fn apply(self, rgb: &mut [u8], size: Size, reference: &Reference, local: &mut Local) -> Result<()> {
+    /// Does it to an RGB picture of `size`; `contrast` is scratch memory.
+    pub fn apply(self, rgb: &mut [u8], size: Size, reference: &Reference, contrast: &mut Contrast) {
         match self {
-            Light::None => Ok(()),
-            Light::Match => {
-                match_light(rgb, reference);
-                Ok(())
-            }
-            Light::Local => local.apply(rgb, size),
+            Light::None => {}
+            Light::Match => match_light(rgb, reference),
+            Light::Local => contrast.normalise(rgb, size.width as usize),
         }
     }
 }
@@ -66,110 +49,13 @@ fn move_levels(rgb: &mut [u8], from: f32, gain: f32, to: f32) {
     }
 }
 
-/// Local contrast normalisation; keeps its scratch memory between pictures.
-#[derive(Default)]
-pub struct Local {
-    /// Sums of luma and of its square over coarse pixels, then their means over the surroundings.
-    means: Mat,
-    squares: Mat,
-    smooth: Mat,
-    gain: Mat,
-    offset: Mat,
-}
-
-impl Local {
-    /// Brings each place of an RGB picture (sides that are multiples of 4) to the same mean and contrast over its
-    /// surroundings. Colours keep their distance from grey.
-    pub fn apply(&mut self, rgb: &mut [u8], size: Size) -> Result<()> {
-        let (w, h) = ((size.width / COARSE) as i32, (size.height / COARSE) as i32);
-        let zero = opencv::core::Scalar::all(0.0);
-        for m in [&mut self.means, &mut self.squares] {
-            *m = Mat::new_rows_cols_with_default(h, w, CV_32F, zero).failed(|| "light: picture size")?;
-        }
-        let pixels = |m: &'static str| move || format!("light: {m}");
-        sums(
-            rgb,
-            size.width as usize,
-            self.means.data_typed_mut().failed(pixels("mean"))?,
-            self.squares.data_typed_mut().failed(pixels("contrast"))?,
-        );
-        let sigma = SURROUNDINGS * (size.area() as f64).sqrt() / f64::from(COARSE);
-        let any = opencv::core::Size::new(0, 0);
-        let blur = |from: &Mat, to: &mut Mat| {
-            imgproc::gaussian_blur(from, to, any, sigma, sigma, BORDER_REFLECT_101).failed(pixels("surroundings"))
-        };
-        blur(&self.means, &mut self.smooth)?;
-        // squares of the distance from the local mean, not from the mean of the surroundings: a light that falls off is no
-        // contrast
-        let (own, local) = (self.means.data_typed::<f32>(), self.smooth.data_typed::<f32>());
-        let (own, local) = (own.failed(pixels("mean"))?, local.failed(pixels("mean"))?);
-        let squares = self.squares.data_typed_mut::<f32>().failed(pixels("contrast"))?;
-        for ((square, own), local) in squares.iter_mut().zip(own).zip(local) {
-            *square += local * local - 2.0 * local * own;
-        }
-        std::mem::swap(&mut self.means, &mut self.smooth);
-        blur(&self.squares, &mut self.smooth)?;
-        std::mem::swap(&mut self.squares, &mut self.smooth);
-        // what is done to a pixel is one gain and one offset, which change as slowly as the surroundings do
-        let means = self.means.data_typed_mut::<f32>().failed(pixels("mean"))?;
-        let squares = self.squares.data_typed_mut::<f32>().failed(pixels("contrast"))?;
-        for (mean, square) in means.iter_mut().zip(squares) {
-            let gain = DEVIATION / (square.max(0.0).sqrt() + FLAT);
-            (*square, *mean) = (gain, MEAN - *mean * gain);
-        }
-        let full = opencv::core::Size::new(size.width as i32, size.height as i32);
-        for (from, to) in [(&self.squares, &mut self.gain), (&self.means, &mut self.offset)] {
-            imgproc::resize(from, to, full, 0.0, 0.0, imgproc::INTER_LINEAR).failed(pixels("enlarging"))?;
-        }
-        let gain = self.gain.data_typed::<f32>().failed(pixels("gain"))?;
-        let offset = self.offset.data_typed::<f32>().failed(pixels("offset"))?;
-        change(rgb, gain, offset);
-        Ok(())
-    }
-}
-
-/// Means of luma and of its square over each coarse pixel.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn sums(rgb: &[u8], width: usize, means: &mut [f32], squares: &mut [f32]) {
-    let coarse = COARSE as usize;
-    let share = 1.0 / (coarse * coarse) as f32;
-    let (pixels, _) = rgb.as_chunks::<3>();
-    for (y, row) in pixels.chunks_exact(width).enumerate() {
-        let at = y / coarse * (width / coarse);
-        for (x, block) in row.chunks_exact(coarse).enumerate() {
-            let (mut sum, mut square) = (0.0, 0.0);
-            for p in block {
-                let luma = 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
-                sum += luma;
-                square += luma * luma;
-            }
-            means[at + x] += share * sum;
-            squares[at + x] += share * square;
-        }
-    }
-}
-
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn change(rgb: &mut [u8], gain: &[f32], offset: &[f32]) {
-    let (pixels, _) = rgb.as_chunks_mut::<3>();
-    for ((p, g), o) in pixels.iter_mut().zip(gain).zip(offset) {
-        for c in p {
-            *c = level(f32::from(*c) * g + o);
-        }
-    }
-}
-
-/// The nearest level, 0 to 255.
-#[inline(always)]
-fn level(value: f32) -> u8 {
-    let value = if value > 0.0 { value } else { 0.0 };
-    let value = if value < 255.0 { value } else { 255.0 };
-    (value + ROUND).to_bits() as u8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opencv::core::{BORDER_REFLECT_101, Mat};
+    use opencv::imgproc;
+    use opencv::prelude::*;
+    use proptest::prelude::*;
 
     #[test]
     fn light_is_matched_to_the_reference() {
@@ -181,10 +67,62 @@ mod tests {
         assert!((mean - 120.0).abs() < 0.6 && (deviation - 30.0).abs() < 0.6, "{mean} {deviation}");
     }
 
-    #[test]
-    fn levels_are_rounded_and_bounded() {
-        for (value, wanted) in [(-1e9, 0), (-0.4, 0), (0.49, 0), (0.51, 1), (127.4, 127), (254.6, 255), (1e9, 255)] {
-            assert_eq!(level(value), wanted, "{value}");
+    /// Local contrast by OpenCV, every plane of the picture's size.
+    fn by_opencv(rgb: &mut [u8], size: Size) {
+        let coarse = opencv::core::Size::new(size.width as i32 / 4, size.height as i32 / 4);
+        let luma = |p: &[u8; 3]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
+        let lumas: Vec<f32> = rgb.as_chunks().0.iter().map(luma).collect();
+        let plane = |values: Vec<f32>, size: Size| {
+            let from = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, &values).unwrap();
+            let mut small = Mat::default();
+            imgproc::resize(&from, &mut small, coarse, 0.0, 0.0, imgproc::INTER_AREA).unwrap();
+            small.data_typed::<f32>().unwrap().to_vec()
+        };
+        let small = Size { width: size.width / 4, height: size.height / 4 };
+        let sigma = 0.125 * (small.area() as f64).sqrt();
+        let blur = |values: &[f32]| {
+            let from = Mat::new_rows_cols_with_data(coarse.height, coarse.width, values).unwrap();
+            let (mut to, any) = (Mat::default(), opencv::core::Size::new(0, 0));
+            imgproc::gaussian_blur(&from, &mut to, any, sigma, sigma, BORDER_REFLECT_101).unwrap();
+            to.data_typed::<f32>().unwrap().to_vec()
+        };
+        let squares = plane(lumas.iter().map(|l| l * l).collect(), size);
+        let own = plane(lumas, size);
+        let mean = blur(&own);
+        let distance = |((s, m), o): ((&f32, &f32), &f32)| s + m * m - 2.0 * m * o;
+        let variance = blur(&squares.iter().zip(&mean).zip(&own).map(distance).collect::<Vec<_>>());
+        let gain: Vec<f32> = variance.iter().map(|v| 40.0 / (v.max(0.0).sqrt() + 4.0)).collect();
+        let offset: Vec<f32> = mean.iter().zip(&gain).map(|(m, g)| 127.0 - m * g).collect();
+        let enlarged = |values: &[f32]| {
+            let from = Mat::new_rows_cols_with_data(coarse.height, coarse.width, values).unwrap();
+            let to = opencv::core::Size::new(size.width as i32, size.height as i32);
+            let mut large = Mat::default();
+            imgproc::resize(&from, &mut large, to, 0.0, 0.0, imgproc::INTER_LINEAR).unwrap();
+            large.data_typed::<f32>().unwrap().to_vec()
+        };
+        let (gain, offset) = (enlarged(&gain), enlarged(&offset));
+        for ((p, g), o) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(gain).zip(offset) {
+            p.iter_mut().for_each(|c| *c = (f32::from(*c) * g + o).round() as u8);
+        }
+    }
+
+    proptest! {
+        /// One place in a thousand is just between two levels.
+        #[test]
+        fn equals_blur_and_resize(width in 2u32..60, height in 2u32..60, seed in any::<u64>()) {
+            let size = Size { width: 4 * width, height: 4 * height };
+            let mut rng = fastrand::Rng::with_seed(seed);
+            // patches, so that some surroundings have more contrast than others
+            let patches: Vec<[u8; 3]> = (0..64).map(|_| [rng.u8(..), rng.u8(..), rng.u8(..)]).collect();
+            let at = |i: usize| patches[i / size.width as usize / 32 % 8 * 8 + i % size.width as usize / 32 % 8];
+            let noise = |c: u8| i32::from(c) + rng.i32(-9..9);
+            let picture: Vec<u8> = (0..size.area()).flat_map(at).map(noise).map(|v| v.clamp(0, 255) as u8).collect();
+            let (mut got, mut wanted) = (picture.clone(), picture);
+            Contrast::default().normalise(&mut got, size.width as usize);
+            by_opencv(&mut wanted, size);
+            prop_assert!(got.iter().zip(&wanted).all(|(a, b)| a.abs_diff(*b) <= 1));
+            let other = got.iter().zip(&wanted).filter(|(a, b)| a != b).count();
+            prop_assert!(other <= 1 + got.len() / 1000, "{other} of {}", got.len());
         }
     }
 
@@ -198,7 +136,7 @@ mod tests {
             let mut rgb: Vec<u8> =
                 texture.iter().enumerate().flat_map(|(i, t)| [((1.0 + 0.5 * t) * light(i % 128)) as u8; 3]).collect();
             if taken_out {
-                Local::default().apply(&mut rgb, size).unwrap();
+                Contrast::default().normalise(&mut rgb, size.width as usize);
             }
             rgb
         };

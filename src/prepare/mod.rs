@@ -14,7 +14,8 @@ pub mod track;
 
 use crate::error::{Error, Result};
 use crate::frame::Frame;
-use light::{Light, Local};
+use light::Light;
+use linesight_kernels::contrast::Contrast;
 use placement::Placement;
 use register::{Reference, Registrar};
 use rigid::{Doubt, Matcher, Rigid};
@@ -73,7 +74,7 @@ const MEASURED_AT_ONCE: f64 = 8.0;
 pub struct Preparer {
     shrinker: Shrinker,
     registrar: Option<Registrar>,
-    local: Local,
+    contrast: Contrast,
     matcher: Option<Matcher>,
     luma: Vec<u8>,
 }
@@ -93,7 +94,7 @@ impl Preparer {
             shrinker: Shrinker::new(),
             registrar,
             matcher,
-            local: Local::default(),
+            contrast: Contrast::default(),
             luma: vec![0; preparation.input.area()],
         })
     }
@@ -118,7 +119,7 @@ impl Preparer {
                 Pose { placement: crop.into(), doubt }
             }
         };
-        p.light.apply(out, p.input, &p.reference, &mut self.local)?;
+        p.light.apply(out, p.input, &p.reference, &mut self.contrast);
         Ok(pose)
     }
 

@@ -9,6 +9,7 @@
 use crate::error::{Context, Error, Result};
 use crate::frame::{Frame, PixelFormat, Plane};
 use linesight_kernels::resample::{Axis, Resampler, Source};
+use linesight_kernels::smooth::reflect;
 use serde::{Deserialize, Serialize};
 
 /// Width and height of a network input or of any small picture, in pixels.
@@ -249,16 +250,6 @@ fn inside(at: f64, length: f64, n: usize, limit: usize) -> Option<(std::ops::Ran
     let start = (at + first as f64 * scale).max(0.0);
     let length = ((last - first) as f64 * scale).min(limit as f64 - start);
     Some((first..last, start, length))
-}
-
-/// Index of the pixel that stands for `i` beyond the ends of `n` pixels: reflection without repeating the edge pixel.
-pub fn reflect(i: i64, n: usize) -> usize {
-    if n == 1 {
-        return 0;
-    }
-    let n = n as i64;
-    let i = i.rem_euclid(2 * (n - 1));
-    (if i < n { i } else { 2 * (n - 1) - i }) as usize
 }
 
 #[cfg(test)]

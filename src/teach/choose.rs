@@ -13,9 +13,10 @@ use crate::detect::head::{Family, Head, View, map_size};
 use crate::error::{Error, Result};
 use crate::frame::Plane;
 use crate::model::Method;
-use crate::prepare::light::{Light, Local};
+use crate::prepare::light::Light;
 use crate::prepare::register::Reference;
 use crate::prepare::shrink::{Shrinker, Size};
+use linesight_kernels::contrast::Contrast;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::time::Instant;
@@ -190,13 +191,14 @@ fn score_members(
     folds: &[Vec<usize>],
 ) -> Result<Vec<MemberScores>> {
     let (input, from) = (backbone.input(), setting.pictures.size);
-    let (mut shrinker, mut local) = (Shrinker::new(), Local::default());
+    let (mut shrinker, mut contrast) = (Shrinker::new(), Contrast::default());
     let mut extract = |backbone: &mut Backbone, pictures: &[&Vec<u8>]| -> Result<Features> {
         let fill = |i: usize, out: &mut [u8]| {
             let (width, height) = (from.width as usize, from.height as usize);
             let plane = Plane { data: pictures[i], stride: width * 3, width, height, channels: 3 };
             shrinker.plane(&plane, [0.0, 0.0, width as f64, height as f64], input, out)?;
-            light.apply(out, input, setting.reference, &mut local)
+            light.apply(out, input, setting.reference, &mut contrast);
+            Ok(())
         };
         features::run(backbone, pictures.len(), fill, &|_, _, _| {})
     };

@@ -5,11 +5,11 @@ use crate::error::Result;
 use crate::event::Check;
 use crate::frame::Frame;
 use crate::model::{Model, Trigger};
-use crate::prepare::light::Local;
 use crate::prepare::placement::Placement;
 use crate::prepare::register::{Registrar, statistics};
 use crate::prepare::shrink::{Crop, Shrinker, Size};
 use crate::prepare::{Preparation, Registration};
+use linesight_kernels::contrast::Contrast;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::RangeInclusive;
@@ -106,7 +106,7 @@ pub struct Health {
     taught: Taught,
     place: Place,
     shrinker: Shrinker,
-    local: Local,
+    contrast: Contrast,
     rgb: Vec<u8>,
     region: Vec<u8>,
     small: Vec<u8>,
@@ -159,7 +159,7 @@ impl Health {
             preparation: p.clone(),
             place,
             shrinker: Shrinker::new(),
-            local: Local::default(),
+            contrast: Contrast::default(),
             region: Vec::new(),
             small: Vec::new(),
             focus: Default::default(),
@@ -285,7 +285,7 @@ impl Health {
 
     fn sharp(&mut self) -> Result<()> {
         let p = &self.preparation;
-        p.light.apply(&mut self.rgb, p.input, &p.reference, &mut self.local)?;
+        p.light.apply(&mut self.rgb, p.input, &p.reference, &mut self.contrast);
         let value = sharpness(&luma(&self.rgb), p.input.width as usize) / self.taught.sharpness.max(1e-9);
         self.focus.0.push(value);
         let value = self.focus.0.median();
