@@ -109,7 +109,7 @@ impl Contrast {
 impl Wide {
     /// The next coarse row is below.
     #[inline(always)]
-    fn next(&mut self, row: &[f32]) {
+    fn advance(&mut self, row: &[f32]) {
         let n = row.len();
         std::mem::swap(&mut self.above, &mut self.below);
         self.padded[1..=n].copy_from_slice(row);
@@ -174,14 +174,14 @@ fn sum<const N: usize>(rows: &[u8], line: usize, x: usize, means: &mut [f32], sq
 fn change(rgb: &mut [u8], width: usize, gains: &[f32], offsets: &[f32], gain: &mut Wide, offset: &mut Wide) {
     let mut coarse = gains.chunks_exact(width).zip(offsets.chunks_exact(width));
     let (Some(first), Some(last)) = (coarse.clone().next(), coarse.clone().next_back()) else { return };
-    gain.next(first.0);
-    offset.next(first.1);
+    gain.advance(first.0);
+    offset.advance(first.1);
     for (y, row) in rgb.chunks_exact_mut(3 * width * COARSE).enumerate() {
         // at the first pixel whose middle is below that of a coarse one, and at the very first
         if y == 0 || y % COARSE == COARSE / 2 {
             let (next_gain, next_offset) = coarse.next().unwrap_or(last);
-            gain.next(next_gain);
-            offset.next(next_offset);
+            gain.advance(next_gain);
+            offset.advance(next_offset);
         }
         let changes = gain.at(SHARES[y % COARSE]).zip(offset.at(SHARES[y % COARSE]));
         row.iter_mut().zip(changes).for_each(|(c, (gain, offset))| *c = level(f32::from(*c) * gain + offset));
