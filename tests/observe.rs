@@ -345,8 +345,7 @@ fn the_watch_writes_into_the_status() {
     let watch = HealthWatch::start_every(model, status.clone(), Duration::ZERO).unwrap();
     let look_until = |what: &str, fault: Fault, holds: &dyn Fn(&Check) -> bool| {
         let seen: Vec<_> = parts.iter().take(10).map(|s| (frame_of(&fault.apply(&s.picture)), s.crop)).collect();
-        // the watch stands behind the other tests for a core, so it may come when they are done
-        let deadline = Instant::now() + 10 * LONG;
+        let deadline = Instant::now() + LONG;
         for (frame, crop) in seen.iter().cycle() {
             watch.frame(frame, *crop);
             watch.part(frame, *crop, *crop, &(*crop).into());

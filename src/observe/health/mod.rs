@@ -2,8 +2,8 @@
 //! verdict path: the line hands over a shared frame and goes on.
 //!
 //! Threads: "health" owns a [`Health`] and the only copy of its memory; the line's threads call [`HealthWatch::frame`] and
-//! [`HealthWatch::part`], which read a clock and at most put a frame on a channel of one place. A look that finds the
-//! place taken is skipped and counted. The thread stands behind the lines' for a core: a look begins at the moment in which a
+//! [`HealthWatch::part`], which read a clock and at most put a frame on a channel of one place, frames and parts on one each: a part comes just
+//! after its frame, and would always find a common place taken. A look that finds its place taken is skipped and counted. The thread stands behind the lines' for a core: a look begins at the moment in which a
 //! frame's verdict is made, and on a machine without a free core it would be one frame in thirty that waits for it.
 //!
 //! Parts are looked at whatever their verdict: a camera out of focus rejects every part, and a check that saw only good
@@ -31,7 +31,7 @@ use crate::model::Model;
 use crate::prepare::placement::Placement;
 use crate::prepare::shrink::Crop;
 use crate::priority;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -43,6 +43,24 @@ pub const EVERY: Duration = Duration::from_secs(1);
 enum Look {
     Frame { frame: Arc<Frame>, roi: Crop },
     Part { frame: Arc<Frame>, roi: Crop, crop: Crop, placement: Placement },
+}
+
+/// The two ends of the channels for looks.
+#[derive(Debug)]
+struct Ends<T> {
+    frames: T,
+    parts: T,
+}
+
+impl Ends<Receiver<Look>> {
+    /// The next look; none when the line has ended and all were taken.
+    fn next(&self) -> Option<Look> {
+        let look = select! {
+            recv(self.frames) -> look => look.or_else(|_| self.parts.recv()),
+            recv(self.parts) -> look => look.or_else(|_| self.frames.recv()),
+        };
+        look.ok()
+    }
 }
 
 /// When a look was last handed over, as milliseconds since the watch started.
@@ -59,7 +77,7 @@ impl Pace {
 /// The line's end of its camera's health; ends its thread when dropped.
 #[derive(Debug)]
 pub struct HealthWatch {
-    looks: Option<Sender<Look>>,
+    looks: Option<Ends<Sender<Look>>>,
     thread: Option<JoinHandle<()>>,
     since: Instant,
     every: u64,
@@ -80,17 +98,18 @@ impl HealthWatch {
         Self::spawn(every, move |looks| watch(health, looks, &status))
     }
 
-    fn spawn(every: Duration, work: impl FnOnce(&Receiver<Look>) + Send + 'static) -> Result<HealthWatch> {
-        let (tx, rx) = bounded(1);
+    fn spawn(every: Duration, work: impl FnOnce(&Ends<Receiver<Look>>) + Send + 'static) -> Result<HealthWatch> {
+        let ((frames, from_frames), (parts, from_parts)) = (bounded(1), bounded(1));
+        let looks = Ends { frames: from_frames, parts: from_parts };
         let thread = std::thread::Builder::new()
             .name("health".into())
             .spawn(move || {
                 priority::behind_the_lines();
-                work(&rx);
+                work(&looks);
             })
             .failed(|| "no thread for camera health")?;
         Ok(HealthWatch {
-            looks: Some(tx),
+            looks: Some(Ends { frames, parts }),
             thread: Some(thread),
             since: Instant::now(),
             every: every.as_millis() as u64,
@@ -103,7 +122,7 @@ impl HealthWatch {
     /// Call for every frame; looks at one a second. Never waits.
     pub fn frame(&self, frame: &Arc<Frame>, roi: Crop) {
         if self.due(&self.frames) {
-            self.hand_over(Look::Frame { frame: frame.clone(), roi });
+            self.hand_over(|to| &to.frames, Look::Frame { frame: frame.clone(), roi });
         }
     }
 
@@ -111,7 +130,8 @@ impl HealthWatch {
     /// expected, `placement` where registration found it. Never waits.
     pub fn part(&self, frame: &Arc<Frame>, roi: Crop, crop: Crop, placement: &Placement) {
         if self.due(&self.parts) {
-            self.hand_over(Look::Part { frame: frame.clone(), roi, crop, placement: *placement });
+            let look = Look::Part { frame: frame.clone(), roi, crop, placement: *placement };
+            self.hand_over(|to| &to.parts, look);
         }
     }
 
@@ -124,8 +144,8 @@ impl HealthWatch {
         pace.due(self.since.elapsed().as_millis() as u64, self.every)
     }
 
-    fn hand_over(&self, look: Look) {
-        if let Some(Err(TrySendError::Full(_))) = self.looks.as_ref().map(|tx| tx.try_send(look)) {
+    fn hand_over(&self, place: impl Fn(&Ends<Sender<Look>>) -> &Sender<Look>, look: Look) {
+        if let Some(Err(TrySendError::Full(_))) = self.looks.as_ref().map(|to| place(to).try_send(look)) {
             self.skipped.fetch_add(1, Relaxed);
         }
     }
@@ -142,9 +162,9 @@ impl Drop for HealthWatch {
     }
 }
 
-fn watch(mut health: Health, looks: &Receiver<Look>, status: &LineStatus) {
+fn watch(mut health: Health, looks: &Ends<Receiver<Look>>, status: &LineStatus) {
     let mut failing = false;
-    for look in looks {
+    while let Some(look) = looks.next() {
         let done = match look {
             Look::Frame { frame, roi } => health.frame(&frame, roi),
             Look::Part { frame, roi, crop, placement } => health.part(&frame, roi, crop, &placement),
@@ -186,7 +206,7 @@ mod tests {
         let (count, counted) = bounded(8);
         let watch = HealthWatch::spawn(Duration::ZERO, move |looks| {
             let _ = wait.recv();
-            let _ = count.send(looks.iter().count());
+            let _ = count.send(std::iter::from_fn(|| looks.next()).count());
         })
         .unwrap();
         let (frame, roi) = (frame(), Crop { x: 0, y: 0, width: 8, height: 8 });
@@ -194,10 +214,10 @@ mod tests {
             watch.frame(&frame, roi);
             watch.part(&frame, roi, roi, &roi.into());
         }
-        assert_eq!(watch.skipped(), 9, "one waits, the others are skipped");
+        assert_eq!(watch.skipped(), 8, "a frame and a part wait, the others are skipped");
         go.send(()).unwrap();
         drop(watch);
-        assert_eq!(counted.recv().unwrap(), 1);
+        assert_eq!(counted.recv().unwrap(), 2);
     }
 
     #[test]
