@@ -52,6 +52,7 @@ fn move_levels(rgb: &mut [u8], from: f32, gain: f32, to: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opencv::boxed_ref::BoxedRef;
     use opencv::core::{BORDER_REFLECT_101, Mat};
     use opencv::imgproc;
     use opencv::prelude::*;
@@ -67,39 +68,41 @@ mod tests {
         assert!((mean - 120.0).abs() < 0.6 && (deviation - 30.0).abs() < 0.6, "{mean} {deviation}");
     }
 
-    /// Local contrast by OpenCV, every plane of the picture's size.
-    fn by_opencv(rgb: &mut [u8], size: Size) {
-        let coarse = opencv::core::Size::new(size.width as i32 / 4, size.height as i32 / 4);
+    /// What OpenCV makes of a plane of that size.
+    fn by_opencv(
+        values: &[f32],
+        size: Size,
+        step: impl Fn(&BoxedRef<'_, Mat>, &mut Mat) -> opencv::Result<()>,
+    ) -> Vec<f32> {
+        let from = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, values).unwrap();
+        let mut to = Mat::default();
+        step(&from, &mut to).unwrap();
+        to.data_typed::<f32>().unwrap().to_vec()
+    }
+
+    /// Local contrast with every plane of the picture's size.
+    fn reference(rgb: &mut [u8], size: Size) {
+        let small = Size { width: size.width / 4, height: size.height / 4 };
+        let sides = |size: Size| opencv::core::Size::new(size.width as i32, size.height as i32);
+        let resized = |values: &[f32], from: Size, to: Size, how| {
+            by_opencv(values, from, |a, b| imgproc::resize(a, b, sides(to), 0.0, 0.0, how))
+        };
+        let sigma = 0.125 * (small.area() as f64).sqrt();
+        let any = opencv::core::Size::default();
+        let blur = |values: &[f32]| {
+            by_opencv(values, small, |a, b| imgproc::gaussian_blur(a, b, any, sigma, sigma, BORDER_REFLECT_101))
+        };
         let luma = |p: &[u8; 3]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
         let lumas: Vec<f32> = rgb.as_chunks().0.iter().map(luma).collect();
-        let plane = |values: Vec<f32>, size: Size| {
-            let from = Mat::new_rows_cols_with_data(size.height as i32, size.width as i32, &values).unwrap();
-            let mut small = Mat::default();
-            imgproc::resize(&from, &mut small, coarse, 0.0, 0.0, imgproc::INTER_AREA).unwrap();
-            small.data_typed::<f32>().unwrap().to_vec()
-        };
-        let small = Size { width: size.width / 4, height: size.height / 4 };
-        let sigma = 0.125 * (small.area() as f64).sqrt();
-        let blur = |values: &[f32]| {
-            let from = Mat::new_rows_cols_with_data(coarse.height, coarse.width, values).unwrap();
-            let (mut to, any) = (Mat::default(), opencv::core::Size::new(0, 0));
-            imgproc::gaussian_blur(&from, &mut to, any, sigma, sigma, BORDER_REFLECT_101).unwrap();
-            to.data_typed::<f32>().unwrap().to_vec()
-        };
-        let squares = plane(lumas.iter().map(|l| l * l).collect(), size);
-        let own = plane(lumas, size);
+        let squares: Vec<f32> = lumas.iter().map(|l| l * l).collect();
+        let squares = resized(&squares, size, small, imgproc::INTER_AREA);
+        let own = resized(&lumas, size, small, imgproc::INTER_AREA);
         let mean = blur(&own);
         let distance = |((s, m), o): ((&f32, &f32), &f32)| s + m * m - 2.0 * m * o;
         let variance = blur(&squares.iter().zip(&mean).zip(&own).map(distance).collect::<Vec<_>>());
         let gain: Vec<f32> = variance.iter().map(|v| 40.0 / (v.max(0.0).sqrt() + 4.0)).collect();
         let offset: Vec<f32> = mean.iter().zip(&gain).map(|(m, g)| 127.0 - m * g).collect();
-        let enlarged = |values: &[f32]| {
-            let from = Mat::new_rows_cols_with_data(coarse.height, coarse.width, values).unwrap();
-            let to = opencv::core::Size::new(size.width as i32, size.height as i32);
-            let mut large = Mat::default();
-            imgproc::resize(&from, &mut large, to, 0.0, 0.0, imgproc::INTER_LINEAR).unwrap();
-            large.data_typed::<f32>().unwrap().to_vec()
-        };
+        let enlarged = |values: &[f32]| resized(values, small, size, imgproc::INTER_LINEAR);
         let (gain, offset) = (enlarged(&gain), enlarged(&offset));
         for ((p, g), o) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(gain).zip(offset) {
             p.iter_mut().for_each(|c| *c = (f32::from(*c) * g + o).round() as u8);
@@ -119,7 +122,7 @@ mod tests {
             let picture: Vec<u8> = (0..size.area()).flat_map(at).map(noise).map(|v| v.clamp(0, 255) as u8).collect();
             let (mut got, mut wanted) = (picture.clone(), picture);
             Contrast::default().normalise(&mut got, size.width as usize);
-            by_opencv(&mut wanted, size);
+            reference(&mut wanted, size);
             prop_assert!(got.iter().zip(&wanted).all(|(a, b)| a.abs_diff(*b) <= 1));
             let other = got.iter().zip(&wanted).filter(|(a, b)| a != b).count();
             prop_assert!(other <= 10 + got.len() / 500, "{other} of {}", got.len());

@@ -151,23 +151,9 @@ impl Search {
     /// Distance of each cell's features `[cell][channel]` from the vectors nearest to it, into `out` (one value a cell).
     pub fn distances(&mut self, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vnni")
-            {
-                // SAFETY: the processor has what the function is compiled for; that is all it asks for.
-                return unsafe { x86::avx512(self, vectors, features, out) };
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni") {
-                // SAFETY: as above.
-                return unsafe { x86::vnni(self, vectors, features, out) };
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: as above.
-                return unsafe { x86::avx2(self, vectors, features, out) };
-            }
+        if let Some(kernel) = x86::kernels().next() {
+            // SAFETY: the processor has what the function is compiled for; that is all it asks for.
+            return unsafe { kernel(self, vectors, features, out) };
         }
         self.distances_with::<1>(vectors, features, out, add_pairs);
     }
@@ -286,18 +272,34 @@ mod x86 {
         _mm512_set1_epi32,
     };
 
+    pub type Kernel = unsafe fn(&mut Search, &Vectors, &[f32], &mut [f32]);
+
+    /// Those that this processor has what they are compiled for, the fastest first.
+    pub fn kernels() -> impl Iterator<Item = Kernel> {
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl");
+        [
+            (avx512 && is_x86_feature_detected!("avx512vnni"), avx512_vnni as Kernel),
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni"), avx_vnni),
+            (is_x86_feature_detected!("avx2"), avx2),
+        ]
+        .into_iter()
+        .filter_map(|(has, kernel)| has.then_some(kernel))
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub fn avx512(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
+    fn avx512_vnni(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
         search.distances_with::<{ super::GROUPS }>(vectors, features, out, |sums, a, b| add_512(sums, a, b));
     }
 
     #[target_feature(enable = "avx2,avxvnni")]
-    pub fn vnni(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
+    fn avx_vnni(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
         search.distances_with::<1>(vectors, features, out, |sums, a, b| add_vnni(sums, a, b));
     }
 
     #[target_feature(enable = "avx2")]
-    pub fn avx2(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
+    fn avx2(search: &mut Search, vectors: &Vectors, features: &[f32], out: &mut [f32]) {
         search.distances_with::<1>(vectors, features, out, |sums, a, b| add_256(sums, a, b));
     }
 
@@ -378,17 +380,11 @@ mod tests {
             search.distances(&vectors, &features, &mut got);
             prop_assert_eq!(&got, &plain);
             #[cfg(target_arch = "x86_64")]
-            {
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has what the function is compiled for.
-                    unsafe { x86::avx2(&mut search, &vectors, &features, &mut got) };
-                    prop_assert_eq!(&got, &plain);
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni") {
-                    // SAFETY: as above.
-                    unsafe { x86::vnni(&mut search, &vectors, &features, &mut got) };
-                    prop_assert_eq!(&got, &plain);
-                }
+            for (i, kernel) in x86::kernels().enumerate() {
+                got.fill(0.0);
+                // SAFETY: the processor has what it is compiled for
+                unsafe { kernel(&mut search, &vectors, &features, &mut got) };
+                prop_assert_eq!(&got, &plain, "kernel {}", i);
             }
         }
     }
