@@ -81,7 +81,7 @@ mod tests {
     }
 
     /// Local contrast with every plane of the picture's size.
-    fn reference(rgb: &mut [u8], size: Size) {
+    fn contrast_by_opencv(rgb: &mut [u8], size: Size) {
         let small = Size { width: size.width / 4, height: size.height / 4 };
         let sides = |size: Size| opencv::core::Size::new(size.width as i32, size.height as i32);
         let resized = |values: &[f32], from: Size, to: Size, how| {
@@ -122,10 +122,10 @@ mod tests {
             let picture: Vec<u8> = (0..size.area()).flat_map(at).map(noise).map(|v| v.clamp(0, 255) as u8).collect();
             let (mut got, mut wanted) = (picture.clone(), picture);
             Contrast::default().normalise(&mut got, size.width as usize);
-            reference(&mut wanted, size);
+            contrast_by_opencv(&mut wanted, size);
             prop_assert!(got.iter().zip(&wanted).all(|(a, b)| a.abs_diff(*b) <= 1));
             let other = got.iter().zip(&wanted).filter(|(a, b)| a != b).count();
-            prop_assert!(other <= 10 + got.len() / 500, "{other} of {}", got.len());
+            prop_assert!(other <= 10 + got.len() / 1000, "{other} of {}", got.len());
         }
     }
 

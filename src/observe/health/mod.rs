@@ -2,9 +2,10 @@
 //! verdict path: the line hands over a shared frame and goes on.
 //!
 //! Threads: "health" owns a [`Health`] and the only copy of its memory; the line's threads call [`HealthWatch::frame`] and
-//! [`HealthWatch::part`], which read a clock and at most put a frame on a channel of one place, frames and parts on one each: a part comes just
-//! after its frame, and would always find a common place taken. A look that finds its place taken is skipped and counted. The thread stands behind the lines' for a core: a look begins at the moment in which a
-//! frame's verdict is made, and on a machine without a free core it would be one frame in thirty that waits for it.
+//! [`HealthWatch::part`], which read a clock and at most put a frame on a channel of one place, frames and parts on one each:
+//! a part comes just after its frame, and would always find a common place taken. A look that finds its place taken is
+//! skipped and counted. The thread stands behind the lines' for a core: a look begins at the moment in which a frame's
+//! verdict is made, and on a machine without a free core it would be one frame in thirty that waits for it.
 //!
 //! Parts are looked at whatever their verdict: a camera out of focus rejects every part, and a check that saw only good
 //! parts would be blind just then. A defect is one part; every figure is the median of several.
@@ -122,7 +123,7 @@ impl HealthWatch {
     /// Call for every frame; looks at one a second. Never waits.
     pub fn frame(&self, frame: &Arc<Frame>, roi: Crop) {
         if self.due(&self.frames) {
-            self.hand_over(|to| &to.frames, Look::Frame { frame: frame.clone(), roi });
+            self.hand_over(Look::Frame { frame: frame.clone(), roi });
         }
     }
 
@@ -130,8 +131,7 @@ impl HealthWatch {
     /// expected, `placement` where registration found it. Never waits.
     pub fn part(&self, frame: &Arc<Frame>, roi: Crop, crop: Crop, placement: &Placement) {
         if self.due(&self.parts) {
-            let look = Look::Part { frame: frame.clone(), roi, crop, placement: *placement };
-            self.hand_over(|to| &to.parts, look);
+            self.hand_over(Look::Part { frame: frame.clone(), roi, crop, placement: *placement });
         }
     }
 
@@ -144,8 +144,13 @@ impl HealthWatch {
         pace.due(self.since.elapsed().as_millis() as u64, self.every)
     }
 
-    fn hand_over(&self, place: impl Fn(&Ends<Sender<Look>>) -> &Sender<Look>, look: Look) {
-        if let Some(Err(TrySendError::Full(_))) = self.looks.as_ref().map(|to| place(to).try_send(look)) {
+    fn hand_over(&self, look: Look) {
+        let Some(looks) = &self.looks else { return };
+        let place = match look {
+            Look::Frame { .. } => &looks.frames,
+            Look::Part { .. } => &looks.parts,
+        };
+        if let Err(TrySendError::Full(_)) = place.try_send(look) {
             self.skipped.fetch_add(1, Relaxed);
         }
     }
