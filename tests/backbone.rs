@@ -91,8 +91,8 @@ fn int8_features_are_close_to_those_of_f32() {
                     all += f64::from(*a).powi(2);
                 }
             }
-            // .016 is the most that was measured on this picture; f32 itself would be 0
-            assert!(lost > 0.0 && lost / all < 0.02, "{id} {input:?} {tap:?}: {}", lost / all);
+            // .006 is the most that was measured on this picture; f32 itself would be 0
+            assert!(lost > 0.0 && lost / all < 0.008, "{id} {input:?} {tap:?}: {}", lost / all);
         }
     }
 }
